@@ -1,0 +1,46 @@
+"""Every error a caller may want to tell apart; each class is one sentence."""
+
+from __future__ import annotations
+
+import psycopg
+from dramatiq.middleware import Interrupt
+
+
+class WorkerError(Exception):
+    """Base of the errors raised by this package."""
+
+
+class ConfigError(WorkerError):
+    """A setting is missing or has a value that cannot work."""
+
+
+class SchemaError(WorkerError):
+    """The database's schema is missing or of a version that this worker cannot serve."""
+
+
+class SignatureError(WorkerError, TypeError):
+    """A job's parameters cannot work: raised when its module is imported."""
+
+
+class ArgumentError(WorkerError, TypeError):
+    """A job was sent arguments that its parameters do not accept: raised by the sender's call."""
+
+
+class EmbeddedError(WorkerError):
+    """The embedded Postgres could not be found or started."""
+
+
+class DatabaseUnavailable(WorkerError, psycopg.OperationalError):
+    """The database could not be reached; the message holds the true reason, without the password."""
+
+
+class LostLease(WorkerError):
+    """The job belongs to another delivery by now: nothing of this one may be written."""
+
+
+class TransactionEnded(WorkerError):
+    """A job ended the transaction it was given, so its writes could not commit with its completion."""
+
+
+class LeaseLost(Interrupt):
+    """Raised inside a job's body when this worker could not renew its lease in time."""
