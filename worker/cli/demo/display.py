@@ -1,0 +1,68 @@
+"""What a person sees meanwhile, on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from worker.cli.demo.watch import Counts
+
+LINE_EVERY = 2.0
+
+
+class Display:
+    """
+    The progress towards *files*.
+
+    Args:
+        max_sessions: The most connections the worker may hold.
+    """
+
+    def __init__(self, files: int, *, max_sessions: int) -> None:
+        self._files = files
+        self._max_sessions = max_sessions
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} files"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=files, words="")
+        self._started_at = time.monotonic()
+        self._next_line_at = self._started_at + LINE_EVERY
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, counts: Counts, sessions: int) -> None:
+        """How far it is."""
+        elapsed = time.monotonic() - self._started_at
+        rate = counts.files / elapsed if elapsed > 0 else 0.0
+        words = f"{rate:,.0f} files/s, {counts.waiting:,} jobs waiting, {sessions}/{self._max_sessions} connections"
+        if self._console.is_terminal:
+            self._progress.update(self._task, completed=counts.files, words=words)
+        elif time.monotonic() >= self._next_line_at:
+            self._next_line_at = time.monotonic() + LINE_EVERY
+            self.say(f"{elapsed:6.1f} s  {counts.files:,} of {self._files:,} files, {words}{self._left(counts, rate)}")
+
+    def _left(self, counts: Counts, rate: float) -> str:
+        if not 0 < counts.files < self._files:
+            return ""
+        return f", about {(self._files - counts.files) / rate:,.0f} s left"
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._progress.stop()

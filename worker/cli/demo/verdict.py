@@ -1,0 +1,128 @@
+"""The end of the demo: one table on stdout, and what is wrong, if anything is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import LiteralString, NamedTuple
+
+import click
+import psycopg
+
+from worker.cli.demo.compare import Comparison
+from worker.cli.demo.processes import Stopped
+from worker.cli.demo.watch import Counts
+
+MOST_SHOWN = 10
+
+SUM_DUPLICATES: LiteralString = """
+    SELECT coalesce(sum(copies - 1), 0)::bigint, coalesce(sum(wasted), 0)::bigint
+    FROM inventory.duplicate"""
+
+LIST_DEAD: LiteralString = """
+    SELECT actor, args::text, error
+    FROM worker.job_dead
+    ORDER BY died_at
+    LIMIT %(limit)s"""
+
+
+class Duplicates(NamedTuple):
+    """How many files are copies of another one, and the bytes they waste."""
+
+    files: int
+    wasted: int
+
+
+def duplicates(conn: psycopg.Connection) -> Duplicates:
+    """The sums of the report."""
+    return Duplicates(*conn.execute(SUM_DUPLICATES).fetchone() or (0, 0))
+
+
+def dead_jobs(conn: psycopg.Connection) -> list[str]:
+    """A sentence for each of the first dead jobs."""
+    rows = conn.execute(LIST_DEAD, {"limit": MOST_SHOWN})
+    return [f"job {actor} {arguments} is dead: {_last_line(error)}" for actor, arguments, error in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Everything that was seen; *sessions_left* are those of the worker after it had stopped."""
+
+    comparison: Comparison
+    duplicates: Duplicates
+    counts: Counts
+    dead: list[str]
+    seconds: float
+    rate: float
+    most_sessions: int
+    too_many_sessions: int
+    allowed_sessions: int
+    sessions_left: int
+    stopped: Stopped
+    restarts: int
+    log_end: str
+
+    def faults(self) -> list[str]:
+        """What is not as it must be, a sentence each."""
+        faults = list(self.comparison.differences[:MOST_SHOWN])
+        more = len(self.comparison.differences) - MOST_SHOWN
+        faults += [f"... and {more:,} more paths that differ"] if more > 0 else []
+        if not self.comparison.is_equal:
+            faults.append(f"the table has {self.comparison.table}, the walk {self.comparison.walk}")
+        faults += self.dead
+        if self.too_many_sessions > 0:
+            faults.append(f"{self.too_many_sessions} connections more than allowed were seen at one moment")
+        if self.sessions_left:
+            faults.append(f"{self.sessions_left} connections were left after the worker had stopped")
+        if self.counts.ticks == 0:
+            faults.append("the two-second schedule did not fire")
+        if self.stopped.code != 0:
+            faults.append(f"the worker ended with exit code {self.stopped.code}; the end of its log:\n{self.log_end}")
+        return faults
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What the table shows."""
+        table, walk = self.comparison.table, self.comparison.walk
+        rows = [
+            ("files", f"{table.files:,} with {table.bytes:,} bytes"),
+            ("by the walk", f"{walk.files:,} with {walk.bytes:,} bytes"),
+            ("digest of digests", f"{table.digest[:32]}, by the walk {walk.digest[:32]}"),
+            ("not read", self._not_read()),
+            ("duplicates", f"{self.duplicates.files:,} files, {self.duplicates.wasted:,} bytes wasted"),
+            ("jobs", f"{self.counts.done:,} done, {self.counts.dead:,} dead in {self.seconds:.1f} s"),
+            ("speed", f"{self.rate:,.0f} jobs/s"),
+            ("connections", f"{self.most_sessions} at most, {self.allowed_sessions} allowed"),
+            ("two-second schedule", f"{self.counts.ticks:,} ticks fired"),
+            ("drain", f"{self.stopped.drain:.2f} s, {self.sessions_left} connections left"),
+        ]
+        rows += [("worker killed", f"{self.restarts} times")] if self.restarts else []
+        moved = self.comparison.moved
+        rows += [("left out", f"{len(moved):,} paths written to meanwhile: {_some(moved)}")] if moved else []
+        return rows
+
+    def _not_read(self) -> str:
+        others = {status: n for status, n in sorted(self.comparison.statuses.items()) if status != "ok"}
+        return ", ".join(f"{n:,} {status}" for status, n in others.items()) or "none"
+
+
+def show(verdict: Verdict) -> bool:
+    """Print the table and the faults on stdout; returns whether there are none."""
+    rows = verdict.rows()
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"  {click.style(name.ljust(width), bold=True)}  {value}")
+    faults = verdict.faults()
+    for fault in faults:
+        click.echo(f"{click.style('wrong', fg='red')}: {fault}")
+    if not faults:
+        click.echo(click.style("equal: the table holds what the folder holds", fg="green"))
+    return not faults
+
+
+def _some(paths: list[bytes]) -> str:
+    shown = ", ".join(repr(os.fsdecode(path)) for path in paths[:3])
+    return shown + (", ..." if len(paths) > 3 else "")
+
+
+def _last_line(error: str | None) -> str:
+    return ((error or "").strip().splitlines() or ["no error was noted"])[-1]

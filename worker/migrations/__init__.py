@@ -1,0 +1,1 @@
+"""The schema's numbered SQL files, forward only, one purpose each."""

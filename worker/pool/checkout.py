@@ -1,0 +1,56 @@
+"""A checkout: a connection that is out of the pool, and who has had it since when and from where."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextvars import ContextVar
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import psycopg
+import psycopg_pool
+
+from worker import clock
+
+# Set around each job, so that a checkout names the job and not just a thread of ours.
+holder: ContextVar[str | None] = ContextVar("holder", default=None)
+
+_DEPTH = 4
+_OURS = str(Path(__file__).parent)
+_PLUMBING = (_OURS, str(Path(psycopg_pool.__file__).parent), str(Path(threading.__file__).with_name("contextlib.py")))
+
+
+class Checkout:
+    """A connection that is out of the pool."""
+
+    __slots__ = ("conn", "holder", "since", "thread", "where")
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self.conn = conn
+        self.holder = holder.get()
+        self.thread = threading.current_thread()
+        self.since = clock.monotonic()
+        # Code and line only: keeping frames would keep the job's local variables alive.
+        self.where = _callers()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was taken."""
+        return clock.monotonic() - self.since
+
+    def __str__(self) -> str:
+        who = self.holder or f"thread {self.thread.name}"
+        at = " < ".join(f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in self.where)
+        return f"{who} for {self.age:.1f} s, taken at {at}"
+
+
+def _callers() -> list[tuple[CodeType, int]]:
+    callers: list[tuple[CodeType, int]] = []
+    frame = sys._getframe(2)
+    while frame is not None and len(callers) < _DEPTH:
+        if not frame.f_code.co_filename.startswith(_PLUMBING):
+            callers.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back  # type: ignore[assignment]  # typed as never None where the loop begins
+    return callers

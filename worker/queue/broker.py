@@ -1,0 +1,298 @@
+"""A complete Dramatiq broker on Postgres."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import dramatiq.broker
+import psycopg
+from dramatiq import Broker, Consumer, Message, Middleware
+from dramatiq.common import current_millis
+from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import default_middleware
+
+from worker import log
+from worker.config import Config
+from worker.errors import ConfigError
+from worker.pool import Pool, PoolOptions, get_pool
+from worker.queue.claim import Claim
+from worker.queue.consumer import ConsumerFeed
+from worker.queue.delivery import Delivery, current, describe
+from worker.queue.dispatcher import Dispatcher
+from worker.queue.enqueue import NewJob, bound_connection, encode, insert
+from worker.queue.history import History
+from worker.queue.lease import Lease, application_name
+from worker.queue.schema import Schema
+from worker.queue.settlement import Outcome, Settlement, storable
+from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
+from worker.queue.transaction import Transaction
+
+logger = log.get_logger(__name__)
+
+# How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
+_SEND_PATIENCE = 30.0
+_JOIN_INTERVAL = 0.02
+_STATES = ["available", "scheduled", "running"]
+
+
+class PostgresBroker(Broker):
+    """
+    A Dramatiq broker whose queue is a table of your Postgres.
+
+    Making one connects to nothing: the pool is opened by the first send or consume.
+
+    Args:
+        url: A libpq connection string for a pool of its own; the process's pool, `worker.get_pool()`, when None.
+        pool: An open pool to use instead.
+        schema: The schema that holds the tables; `WORKER_SCHEMA` or "worker" when None.
+        middleware: Dramatiq's default list when None; the job transactions come first in any case.
+        lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        pool: Pool | None = None,
+        schema: str | None = None,
+        middleware: list[Middleware] | None = None,
+        lease: float = 10.0,
+    ) -> None:
+        # First of the list: its before-hooks come first and its after-hooks last.
+        rest = [make() for make in default_middleware] if middleware is None else middleware
+        self._url = url
+        self._pool = pool
+        self._lease_duration = lease
+        self._opening = threading.RLock()
+        self._open = ExitStack()
+        self._feed: ConsumerFeed | None = None
+        self.dispatcher: Dispatcher | None = None
+        self._schema = None if schema is None else Schema(schema)
+        super().__init__([Transaction(), *rest])
+        self.queues: set[str] = set()
+
+    @property
+    def pool(self) -> Pool:
+        """The pool of this broker, opened by the first use."""
+        if self._pool is not None:
+            return self._pool
+        if self._url is None:
+            return get_pool()
+        with self._opening:
+            if self._pool is None:
+                self._pool = Pool.connect(PoolOptions(conninfo=self._url, min_size=0))
+                self._open.callback(self._pool.close)
+            return self._pool
+
+    @property
+    def schema(self) -> Schema:
+        """The schema that holds the tables: the one given, or the process's setting, read when first needed."""
+        if self._schema is None:
+            self._schema = Schema(Config.from_env(os.environ).schema)
+        return self._schema
+
+    @contextmanager
+    def on(self, pool: Pool, schema: Schema) -> Iterator[None]:
+        """Work on *pool* and *schema* while the block lasts, whatever the broker was made for; a worker does."""
+        before = self._pool, self._schema
+        self._pool, self._schema = pool, schema
+        try:
+            yield
+        finally:
+            self._pool, self._schema = before
+
+    # Declaring
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue; again is harmless. No I/O: a queue is a name on a row."""
+        if queue_name in self.queues:
+            return
+        self.emit_before("declare_queue", queue_name)
+        self.queues.add(queue_name)
+        # No delay queue: a delayed job waits in the table until it is due.
+        self.emit_after("declare_queue", queue_name)
+
+    def get_declared_queues(self) -> set[str]:
+        return set(self.queues)
+
+    # Enqueueing
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """
+        Enqueue *message*, in the transaction it belongs to if there is one.
+
+        That is the one bound by `worker.bind` or of the running job; without any it is durable on return. Sending a
+        message again under its own id replaces the job.
+
+        Args:
+            delay: Milliseconds until it is due.
+
+        Raises:
+            QueueNotFound: Nobody declared its queue.
+            ArgumentError: Its arguments do not fit the job.
+            BrokerConnectionError: The database is out of reach; whether the job exists is not known.
+        """
+        if delay is not None:
+            message = message.copy(options={"eta": current_millis() + delay})
+        if message.queue_name not in self.queues:
+            raise QueueNotFound(message.queue_name)
+        self.emit_before("enqueue", message, delay)
+        delivery = current.get()
+        if delivery is not None and delivery.collecting:
+            self._collect(delivery, message, delay)
+        else:
+            self._write(self.encode(message, delay))
+        self.emit_after("enqueue", message, delay)
+        return message
+
+    def encode(self, message: Message[Any] | Delivery, delay: int | None) -> NewJob:
+        """The row of *message*."""
+        return encode(message, delay, self.actors.get(message.actor_name))  # type: ignore[arg-type]  # a proxy is a message
+
+    def _collect(self, delivery: Delivery, message: Message[Any], delay: int | None) -> None:
+        try:
+            delivery.collect(self.encode(message, delay))
+        except Exception as exc:
+            # Swallowed and logged by whoever emits the hook: the settlement must know that a next step is missing.
+            delivery.broken = exc
+            raise
+
+    def _write(self, job: NewJob) -> None:
+        if (conn := bound_connection()) is not None:
+            insert(conn, self.schema, [job])
+            return
+        try:
+            if self.dispatcher is not None:
+                _wait_for(self.dispatcher.send([job]))
+            else:
+                with self.pool.connection() as conn:
+                    insert(conn, self.schema, [job])
+        except psycopg.OperationalError as exc:
+            raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
+
+    # Hooks
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal in ("process_message", "skip_message") and isinstance(args[0], Delivery):
+            # From here on every enqueue follows from the outcome and is written with it.
+            args[0].collecting = True
+        super().emit_after(signal, *args, **kwargs)
+
+    # Consuming, by Dramatiq's own Worker
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Consumer:
+        """
+        A consumer of *queue_name*; all of a process share one dispatcher and its connection.
+
+        Raises:
+            QueueNotFound: Nobody declared it.
+            BrokerConnectionError: The database is out of reach.
+        """
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        try:
+            with self._opening:
+                feed = self._feed or self._start_consuming()
+        except psycopg.OperationalError as exc:
+            raise BrokerConnectionError(str(exc)) from exc
+        return feed.join(queue_name, prefetch, timeout)
+
+    def _start_consuming(self) -> ConsumerFeed:
+        feed = ConsumerFeed(self.get_declared_actors, self.deliver)
+        pool = self.pool
+        lease = Lease(self.schema, duration=self._lease_duration, slots=0, pool_size=pool.max_size)
+        feed.dispatcher = Dispatcher(pool, self.schema, lease, feed, history=History(self.schema))
+        self.dispatcher = self._open.enter_context(feed.dispatcher)
+        logger.info("broker.consuming", worker=application_name(lease.worker_id))
+        self._feed = feed
+        return feed
+
+    def deliver(self, claim: Claim) -> Delivery | None:
+        """What runs of a claimed job; None for one that cannot be read, which is dead by then."""
+        try:
+            return Delivery(claim, claim.decode(), self.actors.get(claim.actor), self.pool)
+        except Exception as exc:
+            logger.exception("job.unreadable", job_id=str(claim.id), actor=claim.actor)
+            if self.dispatcher is not None:
+                error = storable(f"unreadable: {describe(exc)}")
+                self.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.DEAD, error=error))
+            return None
+
+    # For tests
+
+    def flush(self, queue_name: str) -> None:
+        """Delete every job of *queue_name*, running ones included."""
+        self._flush([queue_name])
+
+    def flush_all(self) -> None:
+        """Delete every job of every declared queue."""
+        self._flush(sorted(self.queues))
+
+    def _flush(self, queues: Sequence[str]) -> None:
+        with self.pool.connection() as conn:
+            conn.execute(self.schema.render(FLUSH_QUEUES).encode(), {"queues": list(queues)})
+
+    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
+        """
+        Wait until *queue_name* holds no job, neither waiting nor running nor scheduled.
+
+        Args:
+            timeout: Milliseconds; for ever when None.
+
+        Raises:
+            QueueNotFound: Nobody declared it.
+            QueueJoinTimeout: Jobs were left after *timeout*.
+        """
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        deadline = None if timeout is None else time.monotonic() + timeout / 1000
+        while self.has_jobs([queue_name]):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise QueueJoinTimeout(queue_name)
+            time.sleep(_JOIN_INTERVAL)
+
+    def has_jobs(self, queues: Sequence[str], states: Sequence[str] = _STATES) -> bool:
+        """Whether any of *queues* holds a job in one of *states*."""
+        with self.pool.connection() as conn:
+            parameters = {"queues": list(queues), "states": list(states)}
+            row = conn.execute(self.schema.render(HAS_JOBS).encode(), parameters).fetchone()
+        return row is not None and bool(row[0])
+
+    def close(self) -> None:
+        """Stop consuming and close the pool if it is this broker's own; a second call does nothing."""
+        self._open.close()
+        self._feed = self.dispatcher = None
+
+
+def ensure_broker() -> None:
+    """Make a lazy PostgresBroker Dramatiq's global one, if none is set; `import worker` does it."""
+    if dramatiq.broker.global_broker is None:
+        dramatiq.broker.set_broker(PostgresBroker())
+
+
+def postgres_broker() -> PostgresBroker:
+    """
+    Dramatiq's global broker, when it is one of ours.
+
+    Raises:
+        ConfigError: Another broker was set.
+    """
+    broker = dramatiq.broker.get_broker()
+    if not isinstance(broker, PostgresBroker):
+        raise ConfigError(f"Dramatiq's broker is a {type(broker).__name__}: worker run needs a worker.PostgresBroker")
+    return broker
+
+
+def _wait_for(sent: Future[None]) -> None:
+    try:
+        sent.result(_SEND_PATIENCE)
+    except FutureTimeout:
+        sent.cancel()
+        raise psycopg.OperationalError(f"the database did not answer within {_SEND_PATIENCE:.0f} s") from None

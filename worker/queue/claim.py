@@ -1,0 +1,45 @@
+"""A claimed job, as the database hands it out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from dramatiq import Message
+
+
+class Claim(NamedTuple):
+    """A job under this worker's lease: proven by *token*, not decoded yet."""
+
+    id: UUID
+    token: int
+    queue: str
+    actor: str
+    attempt: int
+    enqueued_at: datetime
+    args: str | None
+    options: str | None
+    message: bytes | None
+
+    def decode(self) -> Message[Any]:
+        """
+        The message of the job.
+
+        Raises:
+            Exception: Whatever the encoder makes of bytes that are not a message.
+        """
+        if self.message is not None:
+            message: Message[Any] = Message.decode(self.message)
+            message.options.pop("eta", None)
+            return message
+        return Message(
+            queue_name=self.queue,
+            actor_name=self.actor,
+            args=(),
+            kwargs=msgspec.json.decode(self.args or "{}"),
+            options=msgspec.json.decode(self.options or "{}"),
+            message_id=str(self.id),
+            message_timestamp=int(self.enqueued_at.timestamp() * 1000),
+        )

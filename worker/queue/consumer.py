@@ -1,0 +1,142 @@
+"""Consumers for Dramatiq's own Worker: thin ends of the one dispatcher."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterable
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING
+
+import psycopg
+from dramatiq import Consumer
+from dramatiq.errors import BrokerConnectionError
+
+from worker.queue.claim import Claim
+from worker.queue.delivery import Delivery
+from worker.queue.dispatcher import Dispatcher, Room
+from worker.queue.settlement import Outcome, Settlement
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+# How long an acknowledgement waits for the database before Dramatiq is told to repeat it.
+_PATIENCE = 10.0
+
+
+class PostgresConsumer(Consumer):
+    """One queue's end of the dispatcher, with room for *prefetch* jobs that are not acknowledged."""
+
+    def __init__(self, feed: ConsumerFeed, queue_name: str, prefetch: int, timeout: int) -> None:
+        self._feed = feed
+        self._queue_name = queue_name
+        self._prefetch = prefetch
+        self._timeout = timeout / 1000
+        self._claimed: queue.SimpleQueue[Claim] = queue.SimpleQueue()
+        self._in_hand: set[UUID] = set()
+
+    @property
+    def room(self) -> int:
+        return self._prefetch - len(self._in_hand)
+
+    def offer(self, claim: Claim) -> None:
+        """Take a claimed job; on the dispatcher's thread."""
+        self._in_hand.add(claim.id)
+        self._claimed.put(claim)
+
+    def __next__(self) -> Delivery | None:
+        if self._feed.dispatcher.failure is not None:
+            raise BrokerConnectionError(f"the dispatcher has failed: {self._feed.dispatcher.failure}")
+        try:
+            claim = self._claimed.get(timeout=self._timeout)
+        except queue.Empty:
+            return None
+        delivery = self._feed.deliver(claim)
+        if delivery is None:
+            self._let_go(claim.id)
+        return delivery
+
+    def ack(self, delivery: Delivery) -> None:  # type: ignore[override]  # its own kind comes back to each broker
+        """
+        Settle *delivery* as its hooks concluded.
+
+        One whose hooks began and never finished was cut down in between: it is given back, never taken off the queue.
+        """
+        cut = Settlement(delivery.claim.id, delivery.claim.token, Outcome.RELEASED, delay=0.5)
+        done = Settlement(delivery.claim.id, delivery.claim.token, Outcome.DONE)
+        self._settle(delivery, delivery.settlement or (cut if delivery.started else done))
+
+    def nack(self, delivery: Delivery) -> None:  # type: ignore[override]
+        """Settle *delivery* as dead, unless its hooks concluded otherwise."""
+        reason = "rejected" if delivery._exception is None else repr(delivery._exception)
+        dead = Settlement(delivery.claim.id, delivery.claim.token, Outcome.DEAD, error=reason)
+        self._settle(delivery, delivery.settlement or dead)
+
+    def requeue(self, deliveries: Iterable[Delivery]) -> None:  # type: ignore[override]
+        """Give back what was never started."""
+        for delivery in deliveries:
+            self._feed.release(delivery.claim)
+            self._let_go(delivery.claim.id)
+
+    def close(self) -> None:
+        """Give back what was never handed out; settling goes on to work."""
+        self._feed.leave(self._queue_name, self)
+        while not self._claimed.empty():
+            claim = self._claimed.get()
+            self._feed.release(claim)
+            self._let_go(claim.id)
+
+    def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        delivery.scope.close()
+        if delivery.settled:
+            self._feed.dispatcher.forget(delivery.claim)
+        else:
+            written = self._feed.dispatcher.settle(settlement)
+            try:
+                written.result(_PATIENCE)
+            except (FutureTimeout, psycopg.OperationalError) as exc:
+                written.cancel()
+                raise BrokerConnectionError(f"job {settlement.id} is not settled yet: {exc!r}") from exc
+        self._let_go(delivery.claim.id)
+
+    def _let_go(self, job_id: UUID) -> None:
+        self._in_hand.discard(job_id)
+        self._feed.dispatcher.wake()
+
+
+class ConsumerFeed:
+    """Puts claimed jobs before Dramatiq's consumers, each queue into its own."""
+
+    dispatcher: Dispatcher
+
+    def __init__(self, actors: Callable[[], Iterable[str]], deliver: Callable[[Claim], Delivery | None]) -> None:
+        self.deliver = deliver
+        self._actors = actors
+        self._consumers: dict[str, PostgresConsumer] = {}
+
+    def join(self, queue_name: str, prefetch: int, timeout: int) -> PostgresConsumer:
+        """A consumer of *queue_name*; one that comes again takes the place of the one before."""
+        consumer = self._consumers[queue_name] = PostgresConsumer(self, queue_name, prefetch, timeout)
+        self.dispatcher.wake()
+        return consumer
+
+    def leave(self, queue_name: str, consumer: PostgresConsumer) -> None:
+        if self._consumers.get(queue_name) is consumer:
+            del self._consumers[queue_name]
+
+    def release(self, claim: Claim) -> None:
+        self.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
+
+    def rooms(self) -> list[Room]:
+        actors = list(self._actors())
+        return [Room([name], actors, consumer.room) for name, consumer in list(self._consumers.items())]
+
+    def put(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            consumer = self._consumers.get(claim.queue)
+            if consumer is None:
+                self.release(claim)
+            else:
+                consumer.offer(claim)
+
+    def lost(self, claims: list[Claim]) -> None:
+        """Dramatiq's Worker cannot be told; what it settles with a lost token changes nothing."""

@@ -1,0 +1,28 @@
+"""What a job can know about itself while it runs."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """
+    What a job can know about itself while it runs; injected into a parameter annotated with it.
+
+    Args:
+        job_id: The job's row.
+        attempt: The nth run, counted from 1.
+        options: What the job was sent with, beside its arguments.
+        stopping: Set when the job should end: it ran into its timeout, or the worker drains or lost its lease.
+    """
+
+    job_id: UUID
+    actor: str
+    queue: str
+    attempt: int
+    options: dict[str, Any]
+    stopping: threading.Event = field(repr=False)

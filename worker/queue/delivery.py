@@ -1,0 +1,134 @@
+"""A delivery: one run of a claimed job, from its claim to its settlement."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from dramatiq import Actor, Message, MessageProxy
+from dramatiq.common import compute_backoff
+from dramatiq.middleware import Interrupt, Shutdown
+
+from worker.errors import LeaseLost
+from worker.pool import Connection, Pool, async_view
+from worker.queue.claim import Claim
+from worker.queue.context import Context
+
+if TYPE_CHECKING:
+    from worker.queue.enqueue import NewJob
+    from worker.queue.settlement import Settlement
+
+current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
+
+_DEFAULT_RETRIES = 20
+_MIN_BACKOFF_MS = 15_000
+_MAX_BACKOFF_MS = 7 * 24 * 3600 * 1000
+
+
+class Delivery(MessageProxy):
+    """
+    One run of a claimed job: Dramatiq's proxy of its message, plus the proof and the means to settle it.
+
+    Enqueues made while it is *collecting* are kept here and written by its settlement, so that they exist only if
+    the settlement does.
+
+    Args:
+        actor: None when this process does not know the job's actor.
+    """
+
+    def __init__(self, claim: Claim, message: Message[Any], actor: Actor[..., Any] | None, pool: Pool) -> None:
+        super().__init__(message)
+        self.claim = claim
+        self.actor = actor
+        self.pool = pool
+        self.conn: Connection | None = None
+        self.transaction: AbstractContextManager[psycopg.Transaction] | None = None
+        self.stopping = threading.Event()
+        self.scope = ExitStack()  # what this run has borrowed: its connection, its place in the context
+        self.collecting = False
+        self.started = False
+        self.connected = True
+        self.settled = False
+        self.settlement: Settlement | None = None
+        self.rescheduled: NewJob | None = None
+        self.following: list[NewJob] = []
+        self.broken: Exception | None = None
+        self._in_body = False
+
+    def enter_body(self) -> bool:
+        """True once, for the worker's own call; a job that calls itself by hand gets the plain function."""
+        entered, self._in_body = not self._in_body, True
+        return entered
+
+    def injected(self, kind: str) -> Any:
+        """What a parameter of *kind* gets."""
+        if kind == "Pool":
+            return self.pool
+        if kind == "Context":
+            return self.context
+        if self.conn is None:
+            raise RuntimeError(f"job {self.claim.actor!r}: no connection was opened for this run")
+        return self.conn if kind == "Connection" else async_view(self.conn)
+
+    @property
+    def holder(self) -> str:
+        """What a checkout of this run is called."""
+        return f"job {self.claim.actor} {self.claim.id}"
+
+    @property
+    def context(self) -> Context:
+        return Context(
+            job_id=self.claim.id,
+            actor=self.claim.actor,
+            queue=self.claim.queue,
+            attempt=self.claim.attempt,
+            options=self.options,
+            stopping=self.stopping,
+        )
+
+    def collect(self, new: NewJob) -> None:
+        """Keep *new* for the settlement; under this job's own id it is a retry of it."""
+        if new.id == self.claim.id:
+            self.rescheduled = new
+        else:
+            self.following.append(new)
+
+    def costs_no_attempt(self, exception: BaseException | None) -> bool:
+        """Whether a run that ended in *exception* was cut by circumstances rather than failed by its own doing."""
+        if isinstance(exception, Shutdown | LeaseLost):
+            return True
+        if self.conn is None or exception is None:
+            return False
+        conflict = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+        return self.conn.broken or isinstance(exception, conflict)
+
+    def fail_after_hooks(self, exc: Exception, encode: Callable[[Delivery, int], NewJob]) -> None:
+        """
+        Count a failure that came only when the transaction was to commit: retry, or dead when out of attempts.
+
+        The middleware has seen a success by then and is not asked again, so Retries' rule is applied here, and what
+        would have followed from the success does not.
+        """
+        self.following.clear()
+        options = {**getattr(self.actor, "options", {}), **self.options}
+        retries = options.get("retries", 0)
+        limit = options.get("max_retries", _DEFAULT_RETRIES)
+        if limit is not None and retries >= limit:
+            self.fail()
+            return
+        high = min(options.get("max_backoff", _MAX_BACKOFF_MS), _MAX_BACKOFF_MS)
+        _, delay = compute_backoff(retries, factor=options.get("min_backoff", _MIN_BACKOFF_MS), max_backoff=high)
+        self.options.update(retries=retries + 1, traceback=describe(exc))
+        self.rescheduled = encode(self, delay)
+
+
+def describe(exception: BaseException) -> str:
+    """*exception* with its traceback, as it is kept with the job."""
+    if isinstance(exception, Interrupt):
+        return f"{type(exception).__name__}: {exception}"
+    return "".join(traceback.format_exception(exception, limit=-20))

@@ -1,0 +1,122 @@
+"""Enqueueing: a message becomes a row, in the caller's own transaction if there is one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+import msgspec
+import psycopg
+from dramatiq import Actor, Message
+from dramatiq.common import q_name
+
+from worker.errors import ArgumentError
+from worker.queue.actor import Job
+from worker.queue.identity import job_id
+from worker.queue.schema import Schema
+from worker.queue.signature import NUL_ESCAPE
+from worker.queue.statements import INSERT_JOBS
+
+_bound: ContextVar[psycopg.Connection[Any] | None] = ContextVar("bound", default=None)
+
+_PRIORITY_LIMIT = 1_000_000
+
+
+class NewJob(NamedTuple):
+    """A row to be; *delay* in seconds from now by the database's clock, *enqueued* in seconds since 1970."""
+
+    id: UUID
+    queue: str
+    actor: str
+    priority: int
+    delay: float
+    enqueued: float
+    args: str | None
+    options: str | None
+    message: bytes | None
+
+
+def bound_connection() -> psycopg.Connection[Any] | None:
+    """The connection that a send on this thread or task belongs to, if any."""
+    return _bound.get()
+
+
+@contextmanager
+def bind(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """
+    Make every send within the block part of *conn*'s transaction: the jobs exist only if it commits.
+
+    Raises:
+        TypeError: *conn* is not a `psycopg.Connection`.
+    """
+    if not isinstance(conn, psycopg.Connection):
+        raise TypeError(
+            f"bind() takes a psycopg.Connection, not {type(conn).__module__}.{type(conn).__qualname__};"
+            " of a SQLAlchemy session that is session.connection().connection.driver_connection"
+        )
+    token = _bound.set(conn)
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | None) -> NewJob:
+    """
+    The row of *message*, which may be a MessageProxy.
+
+    Args:
+        delay: Milliseconds, as Dramatiq counts them; without one an `eta` among the options counts.
+
+    Raises:
+        ArgumentError: The arguments or options cannot be stored.
+    """
+    options = {name: value for name, value in message.options.items() if name != "eta"}
+    wait = delay / 1000 if delay is not None else _until(message.options.get("eta"))
+    priority = max(-_PRIORITY_LIMIT, min(_PRIORITY_LIMIT, actor.priority if actor is not None else 0))
+    queue = q_name(message.queue_name)
+    head = (job_id(message.message_id), queue, message.actor_name, priority, wait, message.message_timestamp / 1000)
+    if isinstance(actor, Job):
+        args = actor.signature.encode(message.args, message.kwargs)
+        return NewJob(*head, args, encode_options(options, message.actor_name), None)
+    plain: Message[Any] = Message(
+        queue, message.actor_name, message.args, message.kwargs, options, message.message_id, message.message_timestamp
+    )
+    return NewJob(*head, None, None, plain.encode())
+
+
+def encode_options(options: dict[str, Any], actor: str) -> str:
+    """*options* as JSON that `jsonb` takes; a NUL, as tracebacks may hold one, becomes U+FFFD."""
+    try:
+        return NUL_ESCAPE.sub(rb"\1\\ufffd", msgspec.json.encode(options)).decode()
+    except (TypeError, ValueError) as exc:
+        raise ArgumentError(f"job {actor!r}: options {sorted(options)}: {exc}") from None
+
+
+def _until(eta: Any) -> float:
+    # Whatever else stands there means now, as Dramatiq's own worker treats it.
+    if isinstance(eta, int | float) and not isinstance(eta, bool):
+        return max(0.0, eta / 1000 - time.time())
+    return 0.0
+
+
+def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]) -> None:
+    """Insert *jobs* on *conn*, within its transaction if it is in one; workers wake when it commits."""
+    conn.execute(
+        schema.render(INSERT_JOBS).encode(),
+        {
+            "channel": schema.channel,
+            **cast("dict[str, Any]", columns(jobs)),
+        },
+    )
+
+
+def columns(jobs: Sequence[NewJob], prefix: str = "") -> dict[str, list[Any]]:
+    """*jobs* by column, as the statements take them."""
+    names = ("ids", "queues", "actors", "priorities", "delays", "enqueued", "args", "options", "messages")
+    by_column = list(zip(*jobs, strict=True)) or [()] * len(names)
+    return {prefix + name: list(column) for name, column in zip(names, by_column, strict=True)}

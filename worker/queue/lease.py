@@ -1,0 +1,144 @@
+"""This worker's lease: its row, the heartbeat that renews it, and the rescue of workers whose lease ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from worker import clock, log
+from worker.queue.identity import uuid7
+from worker.queue.schema import Schema
+from worker.queue.statements import (
+    FIND_DEAD,
+    FORGET_WORKER,
+    LIST_CLAIMED,
+    LOCK_DEAD,
+    MARK_LOST,
+    REGISTER_WORKER,
+    RENEW_LEASE,
+    RESCUE_JOBS,
+    TERMINATE_SESSIONS,
+    UNREGISTER_WORKER,
+)
+
+logger = log.get_logger(__name__)
+
+# Between seeing a worker's session gone and rescuing its jobs: a worker that merely lost its connection is back sooner.
+_COUNTDOWN = 1.5
+# After a restart of the server everybody's session is gone; whoever is back first gives the others this long.
+_OWN_AGE = 1.0
+_MAX_CRASHES = 3
+
+
+class Look(NamedTuple):
+    """What a heartbeat saw on its way; *next_due* in seconds, None when no job is scheduled."""
+
+    next_due: float | None
+    has_available: bool
+    needs_rescue: bool
+    others_run: bool
+
+
+def application_name(worker_id: UUID) -> str:
+    """What a worker's sessions are called in `pg_stat_activity`; also how they are found when it is dead."""
+    return f"carpool {worker_id}"
+
+
+class Lease:
+    """
+    The lease of one worker process, which proves that its jobs are being worked on.
+
+    Args:
+        duration: Seconds without a heartbeat until others may rescue the jobs.
+        worker_id: Fresh for each boot, so that a restarted process is never taken for the one before.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        duration: float,
+        slots: int,
+        pool_size: int,
+        queues: Sequence[str] | None = None,
+        worker_id: UUID | None = None,
+    ) -> None:
+        self.worker_id = worker_id or uuid7()
+        self.duration = duration
+        self._schema = schema
+        self._row = {
+            "worker": self.worker_id,
+            "name": f"{socket.gethostname()}:{os.getpid()}",
+            "queues": None if queues is None else list(queues),
+            "slots": slots,
+            "pool_size": pool_size,
+            "lease": duration,
+        }
+        self._registered_at = self._renewed_at = clock.monotonic()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until others may rescue this worker's jobs; negative when they may have."""
+        return self._renewed_at + self.duration - clock.monotonic()
+
+    def register(self, conn: psycopg.Connection[Any]) -> None:
+        """Say that this worker lives on *conn*'s session; again after each reconnect, which ends a countdown."""
+        self._registered_at = self._renewed_at = clock.monotonic()
+        self._execute(conn, REGISTER_WORKER, self._row)
+
+    def renew(self, conn: psycopg.Connection[Any], queues: Sequence[str], actors: Sequence[str]) -> Look | None:
+        """The heartbeat; None when this worker was declared dead and its jobs are others' by now."""
+        asked_at = clock.monotonic()
+        parameters = {"worker": self.worker_id, "queues": list(queues), "actors": list(actors)}
+        row = self._execute(conn, RENEW_LEASE, parameters).fetchone()
+        if row is None:
+            return None
+        self._renewed_at = asked_at
+        return Look(*row)
+
+    def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:
+        """The jobs, with their tokens, that this worker owns by the database's books."""
+        return dict(self._execute(conn, LIST_CLAIMED, {"worker": self.worker_id}).fetchall())
+
+    def unregister(self, conn: psycopg.Connection[Any]) -> None:
+        """The end of an orderly stop."""
+        self._execute(conn, UNREGISTER_WORKER, {"worker": self.worker_id})
+
+    def rescue(self, conn: psycopg.Connection[Any]) -> int:
+        """
+        Make the jobs of dead workers available again.
+
+        Returns:
+            How many; 0 also while a countdown is still running.
+        """
+        age = clock.monotonic() - self._registered_at
+        if age < _OWN_AGE:
+            return 0
+        me = {"worker": self.worker_id}
+        self._execute(conn, MARK_LOST, me)
+        found = {**me, "countdown": _COUNTDOWN, "unbroken": age >= self.duration}
+        dead = self._execute(conn, FIND_DEAD, found).fetchall()
+        return sum(self._rescue_from(conn, worker_id) for (worker_id,) in dead)
+
+    def _rescue_from(self, conn: psycopg.Connection[Any], dead: UUID) -> int:
+        with conn.transaction():
+            (mine,) = self._execute(conn, LOCK_DEAD, {"dead": dead}).fetchone() or (False,)
+            if not mine:
+                return 0
+            self._execute(conn, TERMINATE_SESSIONS, {"application_name": application_name(dead)})
+            reason = f"quarantined: {_MAX_CRASHES} workers died while they ran it"
+            parameters = {"dead": dead, "max_crashes": _MAX_CRASHES, "reason": reason}
+            rescued, quarantined = self._execute(conn, RESCUE_JOBS, parameters).fetchone() or (0, 0)
+            self._execute(conn, FORGET_WORKER, {"dead": dead})
+        logger.warning("worker.rescued", dead=str(dead), jobs=rescued, quarantined=quarantined)
+        return int(rescued)
+
+    def _execute(
+        self, conn: psycopg.Connection[Any], statement: Any, parameters: dict[str, Any]
+    ) -> psycopg.Cursor[Any]:
+        return conn.execute(self._schema.render(statement).encode(), parameters)

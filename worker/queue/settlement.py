@@ -1,0 +1,103 @@
+"""Settling: writing what became of jobs, fenced by their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from worker.queue.delivery import Delivery, describe
+from worker.queue.enqueue import NewJob, columns
+from worker.queue.schema import Schema
+from worker.queue.statements import SETTLE_JOBS
+
+# The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
+_ERROR_LENGTH = 4000
+
+
+class Outcome(StrEnum):
+    """What became of one run of a job."""
+
+    DONE = "done"
+    RETRY = "retry"
+    DEAD = "dead"
+    RELEASED = "released"
+
+
+class Settlement(NamedTuple):
+    """
+    The outcome of one delivery, and the jobs that follow from it.
+
+    Args:
+        delay: Seconds until a retried or released job is due again.
+        options: The message's options when they changed, encoded; so is *message* for a plain actor.
+    """
+
+    id: UUID
+    token: int
+    outcome: Outcome
+    delay: float = 0.0
+    error: str | None = None
+    options: str | None = None
+    message: bytes | None = None
+    following: tuple[NewJob, ...] = ()
+
+    @property
+    def makes_available(self) -> bool:
+        """Whether a job can be claimed at once because of it."""
+        returned = self.outcome in (Outcome.RETRY, Outcome.RELEASED) and self.delay <= 0
+        return returned or any(new.delay <= 0 for new in self.following)
+
+
+def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
+    """What becomes of *delivery* after the middleware has seen how its run ended, with *exception* or without."""
+    proof = delivery.claim.id, delivery.claim.token
+    if not delivery.connected or delivery.costs_no_attempt(exception):
+        # Soon, but not at once: whatever cut it short may need a moment.
+        return Settlement(*proof, Outcome.RELEASED, delay=0.0 if delivery.stopping.is_set() else 0.1)
+    following = tuple(delivery.following)
+    if delivery.broken is not None:
+        # What should follow from the job cannot be stored, now or at any later attempt.
+        return Settlement(*proof, Outcome.DEAD, error=storable(describe(delivery.broken)))
+    error = None if exception is None else storable(describe(exception))
+    if (new := delivery.rescheduled) is not None:
+        return Settlement(*proof, Outcome.RETRY, new.delay, error, new.options, new.message, following)
+    if delivery.failed:
+        return Settlement(*proof, Outcome.DEAD, error=error or "skipped by middleware", following=following)
+    return Settlement(*proof, Outcome.DONE, following=following)
+
+
+def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]) -> set[UUID]:
+    """
+    Write *settlements* in one statement, within the transaction of *conn* if it is in one.
+
+    Returns:
+        The ids whose token still held; of all others nothing was written: their lease is lost.
+    """
+    # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
+    settlements = sorted(settlements)
+    parents = [(settlement.id, new) for settlement in settlements for new in settlement.following]
+    rows = conn.execute(
+        schema.render(SETTLE_JOBS).encode(),
+        {
+            "channel": schema.channel,
+            "ids": [s.id for s in settlements],
+            "tokens": [s.token for s in settlements],
+            "outcomes": [s.outcome.value for s in settlements],
+            "delays": [s.delay for s in settlements],
+            "errors": [s.error for s in settlements],
+            "options": [s.options for s in settlements],
+            "messages": [s.message for s in settlements],
+            "new_parents": [parent for parent, _ in parents],
+            **columns([new for _, new in parents], prefix="new_"),
+        },
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+def storable(error: str) -> str:
+    """*error* as Postgres can store it: its tail, without NULs or lone surrogates."""
+    return error[-_ERROR_LENGTH:].replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -1,0 +1,179 @@
+"""How one delivery is run: before-hooks, body, after-hooks, settlement; for `def` and for `async def` bodies."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, NamedTuple
+
+import psycopg
+from dramatiq import Actor
+from dramatiq.errors import ActorNotFound, RateLimitExceeded, Retry
+from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage, TimeLimitExceeded
+from dramatiq.threading import raise_thread_exception
+
+from worker import clock, log
+from worker.queue.broker import PostgresBroker
+from worker.queue.claim import Claim
+from worker.queue.delivery import Delivery
+from worker.queue.dispatcher import Dispatcher
+from worker.queue.settlement import Outcome, Settlement
+from worker.runtime.hooks import Hooks
+from worker.runtime.watchdog import Guard, Watchdog, clear_interrupt
+
+logger = log.get_logger(__name__)
+
+_DEFAULT_LIMIT_MS = 600_000
+
+
+class Ending(NamedTuple):
+    """How a body ended."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Execution:
+    """Runs deliveries, one call of `run` for each; any number of threads at once."""
+
+    def __init__(self, broker: PostgresBroker, hooks: Hooks, watchdog: Watchdog, dispatcher: Dispatcher) -> None:
+        self.watchdog = watchdog
+        self._broker = broker
+        self._hooks = hooks
+        self._dispatcher = dispatcher
+
+    def run(self, claim: Claim) -> None:
+        """Run a claimed job of a plain `def` from its hooks to its settlement, on this thread."""
+        if (delivery := self._broker.deliver(claim)) is None:
+            return
+        with log.bound_contextvars(**fields(claim)):
+            started = clock.monotonic()
+            ending = self.prepare(delivery) or self._run_body(delivery)
+            self.conclude(delivery, ending, started)
+
+    def deliver(self, claim: Claim) -> Delivery | None:
+        """What runs of *claim*; None when it cannot be read and is dead by now."""
+        return self._broker.deliver(claim)
+
+    def prepare(self, delivery: Delivery) -> Ending | None:
+        """The before-hooks; an ending when the body must not run."""
+        try:
+            self._hooks.before("process_message", delivery)
+            if delivery.actor is None:
+                raise ActorNotFound(delivery.claim.actor)
+        except (MiddlewareError, ActorNotFound) as exc:
+            return Ending(error=exc)
+        return Ending() if delivery.failed else None
+
+    def conclude(self, delivery: Delivery, ending: Ending, started: float) -> None:
+        """The after-hooks, then the settlement; *started* is monotonic."""
+        delivery.collecting = True
+        if isinstance(ending.error, SkipMessage):
+            self._hooks.after("skip_message", delivery)
+        elif ending.error is None:
+            self._hooks.after("process_message", delivery, result=ending.result)
+        else:
+            self._conclude_failure(delivery, ending.error)
+        self._settle(delivery, clock.monotonic() - started)
+        # A kept exception keeps its frames, and they every local variable of the job.
+        delivery.clear_exception()
+
+    def _run_body(self, delivery: Delivery) -> Ending:
+        """
+        Call the actor; an interrupt can land anywhere between the watch and its end, and nowhere else.
+
+        A body that had returned has succeeded, even if its time ran out just then.
+        """
+        actor = _actor(delivery)
+        thread = threading.get_ident()
+        guard = Guard(delivery, lambda reason: raise_thread_exception(thread, reason))
+        ending: Ending | None = None
+        try:
+            try:
+                self.watchdog.watch(guard, time_limit(delivery, actor), TimeLimitExceeded)
+                ending = Ending(result=actor(*delivery.args, **delivery.kwargs))
+            except BaseException as exc:
+                ending = Ending(error=exc)
+            _disarm(guard)
+        except Interrupt as late:
+            _disarm(guard)
+            ending = ending or Ending(error=late)
+        self.watchdog.release(guard)
+        return as_interrupted(ending, guard)
+
+    def _conclude_failure(self, delivery: Delivery, error: BaseException) -> None:
+        delivery.stuff_exception(error)
+        try:
+            # Retries formats the exception that is being handled.
+            raise error
+        except BaseException as exc:
+            self._hooks.after("process_message", delivery, exception=exc)
+
+    def _settle(self, delivery: Delivery, duration: float) -> None:
+        # Without a settlement the outermost hook never ran: it is not known what became of the job.
+        unknown = Settlement(delivery.claim.id, delivery.claim.token, Outcome.RELEASED, delay=0.5)
+        settlement = delivery.settlement or unknown
+        signal = "nack" if settlement.outcome is Outcome.DEAD else "ack"
+        try:
+            self._hooks.before(signal, delivery)
+        except MiddlewareError:
+            logger.warning("job.ack_vetoed", reason="a settled job cannot be kept by a hook")
+        delivery.scope.close()
+        if delivery.settled:
+            self._dispatcher.forget(delivery.claim)
+        else:
+            self._dispatcher.settle(settlement)
+        self._hooks.after(signal, delivery)
+        _report(delivery, settlement, duration)
+
+
+def fields(claim: Claim) -> dict[str, Any]:
+    """What every log line of a job carries."""
+    return {"job_id": str(claim.id), "actor": claim.actor, "queue": claim.queue, "attempt": claim.attempt}
+
+
+def time_limit(delivery: Delivery, actor: Actor[..., Any]) -> float | None:
+    """Seconds that the body may take, None when there is no limit; Dramatiq's option is in milliseconds."""
+    limit_ms = delivery.options.get("time_limit") or actor.options.get("time_limit", _DEFAULT_LIMIT_MS)
+    return None if math.isinf(limit_ms) else limit_ms / 1000
+
+
+def as_interrupted(ending: Ending, guard: Guard) -> Ending:
+    """*ending* as the interrupt that caused it: the body may have met only the cancelled statement."""
+    if guard.reason is None or ending.error is None or isinstance(ending.error, Interrupt):
+        return ending
+    if not isinstance(ending.error, psycopg.errors.QueryCanceled):
+        return ending
+    interrupt = guard.reason()
+    interrupt.__cause__ = ending.error
+    return Ending(error=interrupt)
+
+
+def _disarm(guard: Guard) -> None:
+    if not guard.disarm():
+        guard.wait_complete()
+        clear_interrupt()
+
+
+def _actor(delivery: Delivery) -> Actor[..., Any]:
+    if delivery.actor is None:
+        raise ActorNotFound(delivery.claim.actor)
+    return delivery.actor
+
+
+def _report(delivery: Delivery, settlement: Settlement, duration: float) -> None:
+    took = round(duration, 6)
+    error = delivery._exception
+    if settlement.outcome is Outcome.DONE:
+        logger.info("job.done", duration=took)
+    elif settlement.outcome is Outcome.RETRY:
+        logger.warning("job.retry", duration=took, delay=settlement.delay, error=repr(error), exc_info=_shown(error))
+    elif settlement.outcome is Outcome.DEAD:
+        logger.error("job.dead", duration=took, error=repr(error), exc_info=_shown(error))
+    else:
+        logger.info("job.released", duration=took, error=repr(error))
+
+
+def _shown(error: BaseException | None) -> BaseException | None:
+    """An exception that the job's author expects is told in one line, as Dramatiq does."""
+    return None if isinstance(error, Retry | RateLimitExceeded | Interrupt) else error

@@ -1,0 +1,68 @@
+"""Dramatiq's signals, given only to middleware that listens to them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq.middleware import Middleware, MiddlewareError, ShutdownNotifications, TimeLimit
+
+from worker import log
+from worker.queue.broker import PostgresBroker
+
+logger = log.get_logger(__name__)
+
+# The watchdog does their work: it also reaches the database, and never interrupts a hook.
+_SUPERSEDED = (TimeLimit, ShutdownNotifications)
+
+
+class Hooks:
+    """
+    The hooks of a broker's middleware, in its order for `before` and reversed for `after`.
+
+    Same rules as the broker's own `emit_before` and `emit_after`, but a base class's empty hook is never called:
+    they were half the cost of a short job.
+    """
+
+    def __init__(self, broker: PostgresBroker) -> None:
+        self._broker = broker
+        self._listeners: defaultdict[str, list[Callable[..., None]]] = defaultdict(list)
+        for middleware in broker.middleware:
+            if type(middleware) not in _SUPERSEDED:
+                self._listen(middleware)
+
+    def _listen(self, middleware: Middleware) -> None:
+        for name in dir(Middleware):
+            if name.startswith("before_"):
+                if _overrides(middleware, name):
+                    self._listeners[name].append(getattr(middleware, name))
+            elif name.startswith("after_") and _overrides(middleware, name):
+                self._listeners[name].insert(0, getattr(middleware, name))
+
+    def before(self, signal: str, *args: Any) -> None:
+        """
+        Call everybody's `before_` hook.
+
+        Raises:
+            MiddlewareError: As a hook raised it; any other exception is logged and goes no further.
+        """
+        for hook in self._listeners["before_" + signal]:
+            try:
+                hook(self._broker, *args)
+            except MiddlewareError:
+                raise
+            except Exception:
+                logger.exception("middleware.failed", hook=f"{type(hook.__self__).__name__}.before_{signal}")  # type: ignore[attr-defined]  # bound methods
+
+    def after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call everybody's `after_` hook; an exception is logged and goes no further."""
+        for hook in self._listeners["after_" + signal]:
+            try:
+                hook(self._broker, *args, **kwargs)
+            except Exception:
+                logger.exception("middleware.failed", hook=f"{type(hook.__self__).__name__}.after_{signal}")  # type: ignore[attr-defined]  # bound methods
+
+
+def _overrides(middleware: Middleware, name: str) -> bool:
+    return getattr(type(middleware), name, None) is not getattr(Middleware, name)

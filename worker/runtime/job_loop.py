@@ -1,0 +1,151 @@
+"""The job loop: `async def` jobs as tasks of one event loop, which hold no thread each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dramatiq import Actor
+from dramatiq.asyncio import async_to_sync
+from dramatiq.middleware import Interrupt, TimeLimitExceeded
+
+from worker import clock, log
+from worker.queue.actor import Job
+from worker.queue.claim import Claim
+from worker.queue.delivery import Delivery
+from worker.runtime.execution import Ending, Execution, as_interrupted, fields, time_limit
+from worker.runtime.watchdog import Guard
+
+logger = log.get_logger(__name__)
+
+_HOOK_THREADS = 8
+
+
+async def _nothing() -> None: ...
+
+
+# How an actor made of a coroutine function is told from a function that merely wraps one.
+_WRAPPER = async_to_sync(_nothing).__code__
+
+
+def body_of(actor: Actor[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]] | None:
+    """The coroutine function of an `async def` actor; None for any other."""
+    if isinstance(actor, Job):
+        return actor.body if actor.signature.is_async else None
+    if getattr(actor.fn, "__code__", None) is _WRAPPER and inspect.iscoroutinefunction(inspect.unwrap(actor.fn)):
+        body: Callable[..., Coroutine[Any, Any, Any]] = inspect.unwrap(actor.fn)
+        return body
+    return None
+
+
+class JobLoop:
+    """One event loop on one thread; a context manager. Starts nothing until the first async job."""
+
+    def __init__(self, execution: Execution, finished: Callable[[Claim], None]) -> None:
+        self._execution = execution
+        self._finished = finished
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="job-loop", daemon=True)
+        # Hooks may block: they open transactions and write results, so they never run on the loop itself.
+        self._hooks = ThreadPoolExecutor(_HOOK_THREADS, thread_name_prefix="job-hooks")
+
+    def __enter__(self) -> JobLoop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5.0)
+        self._hooks.shutdown(wait=False, cancel_futures=True)
+
+    def start(self, claim: Claim) -> None:
+        """Run *claim* as a task."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread.start()
+        self._loop.call_soon_threadsafe(self._begin, claim)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs, or was never needed."""
+        return self._loop is None or self._thread.is_alive()
+
+    def _run(self) -> None:
+        assert self._loop is not None  # noqa: S101  # made by whoever starts the thread
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _begin(self, claim: Claim) -> None:
+        assert self._loop is not None  # noqa: S101
+        task = self._loop.create_task(self._run_job(claim))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_job(self, claim: Claim) -> None:
+        try:
+            delivery = self._execution.deliver(claim)
+            if delivery is not None:
+                await self._run_delivery(delivery)
+        except Exception:
+            logger.critical("job.runner_failed", job_id=str(claim.id), exc_info=True)
+        finally:
+            self._finished(claim)
+
+    async def _run_delivery(self, delivery: Delivery) -> None:
+        # Hooks and body share one context of the job's own, entered by one of them at a time.
+        context = contextvars.copy_context()
+        started = clock.monotonic()
+        context.run(log.bind_contextvars, **fields(delivery.claim))
+        ending: Ending | None = await self._in_hooks(context, self._execution.prepare, delivery)
+        if ending is None:
+            ending = await self._run_body(delivery, context)
+        await self._in_hooks(context, self._execution.conclude, delivery, ending, started)
+
+    async def _in_hooks(self, context: contextvars.Context, hook: Callable[..., Any], *args: Any) -> Any:
+        call = functools.partial(context.run, hook, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._hooks, call)
+
+    async def _run_body(self, delivery: Delivery, context: contextvars.Context) -> Ending:
+        loop = asyncio.get_running_loop()
+        # Sends of a job with a connection cannot be written by it from here; they are written by its settlement.
+        delivery.collecting = delivery.conn is not None
+        task = loop.create_task(_call(delivery), context=context)
+
+        def interrupt(_: type[Interrupt]) -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        guard = Guard(delivery, interrupt)
+        actor = delivery.actor
+        assert actor is not None  # noqa: S101  # prepared
+        self._execution.watchdog.watch(guard, time_limit(delivery, actor), TimeLimitExceeded)
+        try:
+            ending = Ending(result=await task)
+        except asyncio.CancelledError as exc:
+            ending = Ending(error=guard.reason() if guard.reason else exc)
+        except BaseException as exc:
+            ending = Ending(error=exc)
+        if not guard.disarm():
+            await loop.run_in_executor(self._hooks, guard.wait_complete)
+        self._execution.watchdog.release(guard)
+        return as_interrupted(ending, guard)
+
+
+async def _call(delivery: Delivery) -> Any:
+    actor = delivery.actor
+    if isinstance(actor, Job):
+        given = actor.signature.convert(delivery.args, delivery.kwargs)
+        delivery.enter_body()
+        return await actor.body(*(delivery.injected(kind) for kind in actor.signature.injected), **given)
+    body = None if actor is None else body_of(actor)
+    assert body is not None  # noqa: S101  # the feed looked
+    return await body(*delivery.args, **delivery.kwargs)

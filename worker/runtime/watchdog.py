@@ -1,0 +1,157 @@
+"""The watchdog: ends a job's body at its timeout, or when the worker drains or has lost its lease."""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+
+import psycopg
+from dramatiq.middleware import Interrupt
+
+from worker import clock, log
+from worker.pool import Pool
+from worker.queue.delivery import Delivery
+
+logger = log.get_logger(__name__)
+
+_CANCEL_TIMEOUT = 3.0
+
+
+class Guard:
+    """
+    One job's body, and the right to interrupt it, which is used once or given up.
+
+    Whoever takes the only element of the list decides: the job when its body is over, and no interrupt can come any
+    more; or the watchdog, and then the job waits until the interrupt is complete before it touches its connection.
+    """
+
+    def __init__(self, delivery: Delivery, interrupt: Callable[[type[Interrupt]], None]) -> None:
+        self.delivery = delivery
+        self.reason: type[Interrupt] | None = None
+        self._interrupt = interrupt
+        self._right = [True]
+        self._complete = threading.Event()
+
+    def fire(self, reason: type[Interrupt], pool: Pool) -> bool:
+        """Interrupt the body and cancel what its connections are doing; False when it is over already."""
+        self.delivery.stopping.set()
+        try:
+            self._right.pop()
+        except IndexError:
+            return False
+        self.reason = reason
+        try:
+            self._interrupt(reason)
+            _cancel_statements(self.delivery, pool)
+        finally:
+            self._complete.set()
+        return True
+
+    def disarm(self) -> bool:
+        """Give up the right; False when it was used: then wait for `complete`."""
+        try:
+            self._right.pop()
+        except IndexError:
+            return False
+        return True
+
+    def wait_complete(self) -> None:
+        """Until an interrupt that has begun is over, whatever the network does."""
+        self._complete.wait(_CANCEL_TIMEOUT * 2)
+
+
+class Watchdog:
+    """One thread that fires guards at their deadlines; a context manager."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._changed = threading.Condition()
+        self._deadlines: list[tuple[float, int, Guard, type[Interrupt]]] = []
+        self._order = itertools.count()
+        self._guards: set[Guard] = set()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join(_CANCEL_TIMEOUT * 2)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def watch(self, guard: Guard, timeout: float | None, reason: type[Interrupt]) -> None:
+        """Fire *guard* in *timeout* seconds, unless it is released before."""
+        with self._changed:
+            self._guards.add(guard)
+            if timeout is None:
+                return
+            heapq.heappush(self._deadlines, (clock.monotonic() + timeout, next(self._order), guard, reason))
+            if self._deadlines[0][2] is guard:
+                self._changed.notify()
+
+    def release(self, guard: Guard) -> None:
+        """Forget *guard*; its body is over."""
+        with self._changed:
+            self._guards.discard(guard)
+
+    def interrupt_all(self, reason: type[Interrupt]) -> int:
+        """Fire every guard now, from the calling thread; how many bodies it met."""
+        return self.interrupt(reason, lambda _: True)
+
+    def interrupt(self, reason: type[Interrupt], chosen: Callable[[Delivery], bool]) -> int:
+        """Fire the guards of the *chosen* deliveries now; how many bodies it met."""
+        with self._changed:
+            guards = [guard for guard in self._guards if chosen(guard.delivery)]
+        return sum(guard.fire(reason, self._pool) for guard in guards)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._stopped:
+                    return
+                self._changed.wait(self._seconds_to_next())
+                due = self._take_due()
+            for guard, reason in due:
+                if guard.fire(reason, self._pool):
+                    claim = guard.delivery.claim
+                    logger.warning("job.timed_out", job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
+
+    def _seconds_to_next(self) -> float | None:
+        if not self._deadlines:
+            return None
+        return max(0.0, self._deadlines[0][0] - clock.monotonic())
+
+    def _take_due(self) -> list[tuple[Guard, type[Interrupt]]]:
+        due = []
+        now = clock.monotonic()
+        # Entries of jobs that ended long before their deadline go with the first look that finds them in front.
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._guards):
+            _, _, guard, reason = heapq.heappop(self._deadlines)
+            if guard in self._guards:
+                due.append((guard, reason))
+        return due
+
+
+def clear_interrupt() -> None:
+    """Take back an interrupt that this thread was sent and has not met yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
+
+
+def _cancel_statements(delivery: Delivery, pool: Pool) -> None:
+    # By holder, which covers the injected connection and what the body took from the pool by itself.
+    for checkout in pool.checkouts():
+        if checkout.holder == delivery.holder:
+            try:
+                checkout.conn.cancel_safe(timeout=_CANCEL_TIMEOUT)
+            except psycopg.Error as exc:
+                logger.warning("job.cancel_failed", job_id=str(delivery.claim.id), reason=str(exc))

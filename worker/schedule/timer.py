@@ -1,0 +1,80 @@
+"""APScheduler as a timer and nothing more: it calls a function when a trigger ticks, on its one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.job import Job
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.date import DateTrigger
+
+from worker.schedule.trigger import Trigger
+
+# APScheduler's defaults drop a tick that is a second late or whose last call still runs, with no trace. Ours pass all.
+_JOB_DEFAULTS = {"misfire_grace_time": None, "coalesce": False, "max_instances": 1_000_000}
+
+
+class Timer:
+    """
+    Calls functions at instants. They run on the timer's thread, one after another, and so must return at once.
+
+    `start` once, then `stop` once.
+    """
+
+    def __init__(self) -> None:
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC, executors={"default": _AtOnce()}, job_defaults=_JOB_DEFAULTS
+        )
+
+    def repeat(self, trigger: Trigger, call: Callable[[datetime], None], *, first: datetime | None = None) -> None:
+        """Call *call* with each tick of *trigger*, and at *first*."""
+        # Without a first time APScheduler asks the trigger; None would mean that it waits to be resumed.
+        first_time = {} if first is None else {"next_run_time": first}
+        self._scheduler.add_job(_call, _Ticking(trigger), args=[call], **first_time)
+
+    def once(self, at: datetime, call: Callable[[datetime], None]) -> None:
+        """Call *call* at the instant *at*."""
+        self._scheduler.add_job(_call, DateTrigger(at), args=[call])
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._scheduler.start()
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread; False when a call on it did not return within *timeout* seconds."""
+        # APScheduler waits for its thread without a limit; a thread of our own makes one.
+        closer = threading.Thread(
+            target=self._scheduler.shutdown, kwargs={"wait": False}, name="schedule-timer-stop", daemon=True
+        )
+        closer.start()
+        closer.join(timeout)
+        return not closer.is_alive()
+
+
+class _Ticking(BaseTrigger):  # type: ignore[misc]  # APScheduler 3 ships no types
+    """Our trigger in APScheduler's terms: one call per wake-up, however many ticks were slept through."""
+
+    def __init__(self, trigger: Trigger) -> None:
+        self._trigger = trigger
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        # A machine that was suspended for a week wakes to one call, not to a call for each second of it.
+        return self._trigger.after(now if previous is None else max(previous, now))
+
+
+class _AtOnce(BaseExecutor):  # type: ignore[misc]  # APScheduler 3 ships no types
+    """Calls on the timer's own thread; the only place where APScheduler tells which time a call was due."""
+
+    def _do_submit_job(self, job: Job, run_times: list[datetime]) -> None:
+        job.func(*job.args, *run_times)
+        self._run_job_success(job.id, [])
+
+
+def _call(call: Callable[[datetime], None], *run_times: datetime) -> None:
+    # APScheduler checks beforehand that a function can be called with the arguments it knows, and the time is not one.
+    for run_time in run_times:
+        call(run_time)
