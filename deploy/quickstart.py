@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,21 +31,13 @@ EXIT_INTERRUPTED = 130  # as a shell says it after Ctrl-C
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = PROJECT / "pyproject.toml"
 MIN_PYTHON = (3, 11)
-FREE_SPACE = 400_000_000  # bytes: the larger set takes 300 MB, with pip's own temporary files
+FREE_SPACE = 400  # MB: the larger set takes 210, and as much again for a moment
 INSTALL_TIMEOUT = 900.0
 ANSWER_TIMEOUT = 30.0
 
-NO_SPACE = ("No space left on device", "Disk quota exceeded")
-NO_INDEX = (
-    "Failed to establish a new connection",
-    "NewConnectionError",
-    "Could not connect",
-    "Connection refused",
-    "timed out",
-    "name resolution",
-    "dns error",
-    "client error (Connect)",
-    "ProxyError",
+NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
+NO_INDEX = re.compile(
+    "NewConnectionError|Could not connect|Connection refused|timed out|name resolution|dns error|ProxyError|Connect\\)"
 )
 
 
@@ -90,35 +82,28 @@ def prepared_environment(verb: str) -> Path:
     """Return a virtual environment in which everything for *verb* is installed, made or mended if it must be."""
     if not PYPROJECT.is_file():
         raise Missing(f"no pyproject.toml in {PROJECT}; run this file where it lies in the project's checkout")
-    with one_at_a_time():
-        venv = chosen_folder(verb)
-        if not is_current(venv, verb):
-            require_space(venv)
-            if not is_whole(venv):
-                make(venv)
-            install(venv, verb)
+    wait_for_another()
+    venv = chosen_folder(verb)
+    if not is_current(venv, verb):
+        require_space(venv)
+        if not is_whole(venv):
+            make(venv)
+        install(venv, verb)
     return venv
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
+def wait_for_another() -> None:
     """Let the second of two quickstarts wait for the first, which may be making what it needs."""
     import fcntl  # not on Windows, which is told so first
 
-    folder = os.open(PROJECT, os.O_RDONLY)  # the folder itself, as we may not be allowed to write in it
+    # The folder itself, as we may not be allowed to write in it. Kept until this process becomes the command, or ends.
+    folder = os.open(PROJECT, os.O_RDONLY)
     deadline = time.monotonic() + INSTALL_TIMEOUT
-    try:
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Missing(f"another quickstart has been busy in {PROJECT} for long; end it") from None
-                time.sleep(0.2)
-        yield
-    finally:
-        os.close(folder)
+    while time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.2)
+    raise Missing(f"another quickstart has been busy in {PROJECT} for {INSTALL_TIMEOUT:g} s; end it")
 
 
 def chosen_folder(verb: str) -> Path:
@@ -156,18 +141,15 @@ def is_whole(venv: Path) -> bool:
 
 
 def require_space(venv: Path) -> None:
-    free = shutil.disk_usage(venv.parent).free
+    free = shutil.disk_usage(venv.parent).free // 1_000_000
     if free < FREE_SPACE:
-        raise Missing(
-            f"no disk space: {free // 1_000_000} MB free under {venv.parent}, {FREE_SPACE // 1_000_000} MB are needed;"
-            " free some"
-        )
+        raise Missing(f"no disk space: {free} MB free under {venv.parent}, {FREE_SPACE} MB are needed; free some")
 
 
 def make(venv: Path) -> None:
     """Make an empty virtual environment in place of whatever is there."""
     command = maker()
-    say(f"making {venv}")
+    print(f"quickstart: making {venv}", file=sys.stderr)
     shutil.rmtree(venv, ignore_errors=True)
     call([*command, str(venv)], venv, "the virtual environment could not be made")
 
@@ -188,15 +170,17 @@ def maker() -> list[str]:
 def install(venv: Path, verb: str) -> None:
     """Install the project, editable, with what *verb* needs; stamped when done, so that a kill is noticed."""
     unfinished(venv).touch()
-    say("installing the project and what it needs (once; up to a minute)")
-    uv = shutil.which("uv")
-    pip = [uv, "pip", "install", "--quiet", "--python", str(python(venv))] if uv else [str(python(venv)), *PIP]
-    call([*pip, *requirements(verb)], venv, "the installation failed")
+    print("quickstart: installing the project and what it needs (once; up to a minute)", file=sys.stderr)
+    call([*installer(venv), *requirements(verb)], venv, "the installation failed")
     stamp(venv, verb).write_text(fingerprint())
     unfinished(venv).unlink()
 
 
-PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+def installer(venv: Path) -> list[str]:
+    uv = shutil.which("uv")
+    if uv:
+        return [uv, "pip", "install", "--quiet", "--python", str(python(venv))]
+    return [str(python(venv)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
 def requirements(verb: str) -> list[str]:
@@ -210,22 +194,25 @@ def requirements(verb: str) -> list[str]:
 
 def call(command: list[str], venv: Path, failure: str) -> None:
     """Run *command*; when it fails, tell its reason in one line."""
-    into_one = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment = {"PIP_RETRIES": "2", **os.environ}  # pip's own five make somebody without network wait long
     try:
-        done = subprocess.run(command, text=True, timeout=INSTALL_TIMEOUT, **into_one)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, env=environment, text=True, capture_output=True, timeout=INSTALL_TIMEOUT
+        )
     except subprocess.TimeoutExpired:
         raise Missing(f"{failure}: not done after {INSTALL_TIMEOUT:g} s; try again") from None
     if done.returncode == 0:
         return
-    if any(words in done.stdout for words in NO_SPACE):
-        raise Missing(f"{failure}: no disk space under {venv.parent}; free {FREE_SPACE // 1_000_000} MB")
-    if any(words in done.stdout for words in NO_INDEX):
+    output = done.stdout + done.stderr
+    if NO_SPACE.search(output):
+        raise Missing(f"{failure}: no disk space under {venv.parent}; free {FREE_SPACE} MB")
+    if NO_INDEX.search(output):
         raise Missing(
-            f"{failure}: the package index cannot be reached; check the network, or set PIP_INDEX_URL"
-            " (uv: UV_INDEX_URL) to one that can"
+            f"{failure}: the package index is out of reach; check the network, or PIP_INDEX_URL (uv: UV_INDEX_URL)"
         )
-    said = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["it said nothing"]
-    raise Missing(f"{failure}: {said[-1]}; the whole story: {' '.join(command)}")
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it said nothing"]
+    reasons = [line for line in lines if line.startswith("ERROR: ")] or lines  # pip ends with notes about them
+    raise Missing(f"{failure}: {reasons[-1]}; the whole story: {' '.join(command)}")
 
 
 def run(venv: Path, verb: str, arguments: list[str]) -> NoReturn:
@@ -256,10 +243,6 @@ def unfinished(venv: Path) -> Path:
 def fingerprint() -> str:
     """What the installation was made from: another pyproject.toml or another place means to install again."""
     return f"{PROJECT} {hashlib.sha256(PYPROJECT.read_bytes()).hexdigest()}\n"
-
-
-def say(what: str) -> None:
-    print(f"quickstart: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

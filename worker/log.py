@@ -23,8 +23,13 @@ _QUIET = {
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger of events: short fixed names with fields, such as `log.info("job.done", duration=0.21)`."""
-    logger: FilteringBoundLogger = structlog.get_logger(name)
+    """
+    A logger of events: short fixed names with fields, such as `log.info("job.done", duration=0.21)`.
+
+    It writes to the stdlib logger *name*, so an application that imports us decides what is shown; structlog's own
+    default would print to its stdout.
+    """
+    logger: FilteringBoundLogger = structlog.wrap_logger(logging.getLogger(name))
     return logger
 
 

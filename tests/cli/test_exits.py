@@ -90,9 +90,7 @@ def test_a_database_out_of_reach_is_one_line_without_the_password(worker: Worker
     assert "Traceback" not in ended.output
 
 
-@pytest.mark.parametrize(
-    "url", ["postgres:/u:s3cret@h", "postgresql://u:s3cret@[h/d", "host=h password=s3cret x"]
-)
+@pytest.mark.parametrize("url", ["postgres:/u:s3cret@h", "postgresql://u:s3cret@[h/d", "host=h password=s3cret x"])
 def test_a_connection_string_that_cannot_be_read_is_a_wrong_setting(worker: Worker, url: str) -> None:
     ended = worker("migrate", WORKER_DATABASE_URL=url)
 
@@ -131,8 +129,9 @@ def test_a_wrong_command_line_is_a_usage_error(worker: Worker, arguments: list[s
 def test_run_refuses_a_database_without_the_schema_and_names_the_command(worker: Worker, server: str) -> None:
     ended = worker("run", "--schema", "nowhere", "--jobs", "jobs", "--database-url", server)
 
-    assert (ended.exit_code, ended.stderr.count("\n")) == (4, 1)
-    assert "worker migrate" in ended.stderr
+    assert ended.exit_code == 4
+    assert "run 'worker migrate'" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.output
 
 
 def test_run_names_a_module_of_jobs_that_is_not_there(worker: Worker, database: str) -> None:

@@ -67,7 +67,7 @@ CASES = [
     Case("30 * * * *", lambda wall: wall.minute == 30, elapsed=True),
     Case("0 */2 * * *", lambda wall: wall.hour % 2 == 0 and wall.minute == 0, elapsed=True),
     Case("*/20 2,3 * * *", lambda wall: wall.hour in (2, 3) and wall.minute % 20 == 0, elapsed=True),
-    Case("* 1-3 * * *", lambda wall: wall.hour in (1, 2, 3), elapsed=True),
+    Case("*/5 1-3 * * *", lambda wall: wall.hour in (1, 2, 3) and wall.minute % 5 == 0, elapsed=True),
 ]
 
 

@@ -23,6 +23,11 @@ class Claim(NamedTuple):
     options: str | None
     message: bytes | None
 
+    @property
+    def proof(self) -> tuple[UUID, int]:
+        """What every write about this run is fenced by."""
+        return self.id, self.token
+
     def decode(self) -> Message[Any]:
         """
         The message of the job.

@@ -94,7 +94,6 @@ class PostgresConsumer(Consumer):
             try:
                 written.result(_PATIENCE)
             except (FutureTimeout, psycopg.OperationalError) as exc:
-                written.cancel()
                 raise BrokerConnectionError(f"job {settlement.id} is not settled yet: {exc!r}") from exc
         self._let_go(delivery.claim.id)
 

@@ -89,7 +89,7 @@ class Dispatcher:
         self._settling: deque[tuple[Settlement, Future[bool] | None]] = deque()
         self._sending: deque[tuple[Sequence[NewJob], Future[None]]] = deque()
         self._submitted: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
-        self._outstanding: dict[UUID, Claim] = {}
+        self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._stop_by: float | None = None
         self._connected = False
@@ -121,7 +121,7 @@ class Dispatcher:
 
     def forget(self, claim: Claim) -> None:
         """This job was settled in its own transaction: its slot is free."""
-        self._outstanding.pop(claim.id, None)
+        self._outstanding.pop(claim.proof, None)
         self.wake()
 
     def send(self, jobs: Sequence[NewJob]) -> Future[None]:
@@ -193,7 +193,8 @@ class Dispatcher:
                 while not self._finished:
                     self._wait(conn, self._run_once(conn))
                 self._detach(conn)
-        except psycopg.OperationalError as exc:
+        except (psycopg.OperationalError, psycopg.InternalError) as exc:
+            # Internal errors are among others the refusals of a server that is read-only or half way through failover.
             if self._connected:
                 logger.warning("dispatcher.disconnected", reason=str(exc).strip())
             self._connected = False
@@ -209,8 +210,9 @@ class Dispatcher:
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
         conn.execute(_STATEMENT_TIMEOUT)
         conn.execute(_NO_SCANS)
-        conn.add_notify_handler(self._notified)
-        conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self.schema.channel)))
+        conn.add_notify_handler(lambda notification: self._told(notification.channel))
+        for channel in self.schema.channels.values():
+            conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         self.schema.check(conn)
         self.lease.register(conn)
         self._reconcile(conn)
@@ -268,7 +270,7 @@ class Dispatcher:
             return
         for settlement, written in batch:
             held = settlement.id in owned
-            self._outstanding.pop(settlement.id, None)
+            self._outstanding.pop((settlement.id, settlement.token), None)
             if not held:
                 logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
             if held and settlement.makes_available:
@@ -277,7 +279,7 @@ class Dispatcher:
                 self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
             for new in settlement.following:
                 self._next_due = min(self._next_due, clock.monotonic() + new.delay)
-            if written is not None and not written.cancelled():
+            if written is not None:
                 written.set_result(held)
 
     def _settle_apart(
@@ -343,7 +345,7 @@ class Dispatcher:
             }
             rows = conn.execute(self.schema.render(CLAIM_JOBS).encode(), parameters).fetchall()
             claims = [Claim(*row) for row in rows]
-            self._outstanding.update((claim.id, claim) for claim in claims)
+            self._outstanding.update((claim.proof, claim) for claim in claims)
             self._feed.put(claims)
             self._hungry |= len(claims) == room.limit
 
@@ -378,14 +380,13 @@ class Dispatcher:
     def _reconcile(self, conn: psycopg.Connection[Any]) -> None:
         """Compare the books: a reply to a claim can be lost with its connection, and a lease with time."""
         owned = self.lease.claimed(conn)
-        pending = {settlement.id for settlement, _ in self._settling}
+        pending = {(settlement.id, settlement.token) for settlement, _ in self._settling}
         for job_id, token in owned.items():
-            mine = self._outstanding.get(job_id)
-            if mine is None or mine.token != token:
+            if (job_id, token) not in self._outstanding:
                 self._settling.append((Settlement(job_id, token, Outcome.RELEASED), None))
         lost = [claim for claim in self._outstanding.values() if owned.get(claim.id) != claim.token]
         # What is about to be settled may have been settled already, in the exchange whose reply is missing.
-        lost = [claim for claim in lost if claim.id not in pending]
+        lost = [claim for claim in lost if claim.proof not in pending]
         if lost:
             self._feed.lost(lost)
 
@@ -396,8 +397,8 @@ class Dispatcher:
             seconds = 0.0
         if self._poll(conn, seconds):
             conn.pgconn.consume_input()
-            while conn.pgconn.notifies():
-                self._hungry = True
+            while notification := conn.pgconn.notifies():
+                self._told(notification.relname.decode())
 
     def _poll(self, conn: psycopg.Connection[Any] | None, seconds: float) -> bool:
         """Sleep until rung, for *seconds* at most; whether the server has said something."""
@@ -413,8 +414,12 @@ class Dispatcher:
             self._rung = False
         return conn is not None and conn.fileno() in ready
 
-    def _notified(self, _: psycopg.Notify) -> None:
-        self._hungry = True
+    def _told(self, channel: str) -> None:
+        if channel == self.schema.channels["later"]:
+            # When the next job is due, the heartbeat knows.
+            self._renew_at = 0.0
+        else:
+            self._hungry = True
 
 
 def _accepted(pending: deque[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -109,8 +109,8 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
     conn.execute(
         schema.render(INSERT_JOBS).encode(),
         {
-            "channel": schema.channel,
-            **cast("dict[str, Any]", columns(jobs)),
+            **schema.channels,
+            **columns(jobs),
         },
     )
 

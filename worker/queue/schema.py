@@ -82,9 +82,9 @@ class Schema:
             )
 
     @property
-    def channel(self) -> str:
-        """Where a send wakes the workers: one channel per schema, never a payload."""
-        return f"{self.name}_wake"
+    def channels(self) -> dict[str, str]:
+        """Where a send tells the workers, never with a payload: to `wake` now, or that something is due `later`."""
+        return {"wake": f"{self.name}_wake", "later": f"{self.name}_later"}
 
     def render(self, statement: LiteralString) -> str:
         """*statement* with `{schema}` filled in, made once."""

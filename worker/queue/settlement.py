@@ -83,7 +83,7 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
     rows = conn.execute(
         schema.render(SETTLE_JOBS).encode(),
         {
-            "channel": schema.channel,
+            **schema.channels,
             "ids": [s.id for s in settlements],
             "tokens": [s.token for s in settlements],
             "outcomes": [s.outcome.value for s in settlements],

@@ -8,6 +8,7 @@ from typing import LiteralString
 
 # One statement for one job or thousands. Sending a job again under its own id replaces it, as Dramatiq's brokers do;
 # the raised token makes a run of the old one void. NOTIFY once, whatever the number of rows; it is sent by the commit.
+# Jobs for later have a channel of their own: they change when to wake, and there is nothing to claim now.
 INSERT_JOBS: LiteralString = """
     WITH new AS (
         SELECT n.*, clock_timestamp() + greatest(n.delay, 0) * interval '1 second' AS due_at
@@ -29,11 +30,11 @@ INSERT_JOBS: LiteralString = """
         SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,
             due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
             message = excluded.message, token = job.token + 1, claimed_by = NULL, claimed_at = NULL
-        RETURNING id
+        RETURNING state
     )
-    SELECT pg_notify(%(channel)s, '')
+    SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
     FROM sent
-    LIMIT 1"""
+    GROUP BY state"""
 
 # Claim
 
@@ -178,9 +179,14 @@ SETTLE_JOBS: LiteralString = """
         ) AS n
         JOIN owned ON owned.id = n.parent
         ON CONFLICT ON CONSTRAINT job_pkey DO NOTHING
-        RETURNING id
+        RETURNING state
+    ),
+    told AS MATERIALIZED (
+        SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
+        FROM following
+        GROUP BY state
     )
-    SELECT id, (SELECT pg_notify(%(channel)s, '') FROM following LIMIT 1)
+    SELECT id, (SELECT count(*) FROM told)
     FROM owned"""
 
 # The worker's row

@@ -62,7 +62,7 @@ class Transaction(Middleware):
                 _roll_back(delivery, exception)
 
     def after_skip_message(self, broker: PostgresBroker, delivery: Delivery) -> None:  # type: ignore[override]
-        self.after_process_message(broker, delivery, exception=SkipMessage())
+        self.after_process_message(broker, delivery, exception=delivery._exception or SkipMessage())
 
     def _begin(self, delivery: Delivery, actor: Job[..., Any]) -> None:
         conn = delivery.pool.getconn()

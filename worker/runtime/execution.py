@@ -69,6 +69,7 @@ class Execution:
         """The after-hooks, then the settlement; *started* is monotonic."""
         delivery.collecting = True
         if isinstance(ending.error, SkipMessage):
+            delivery.stuff_exception(ending.error)
             self._hooks.after("skip_message", delivery)
         elif ending.error is None:
             self._hooks.after("process_message", delivery, result=ending.result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -13,7 +14,7 @@ from dramatiq.middleware import Shutdown
 
 from worker import clock, log
 from worker.config import Config
-from worker.errors import LeaseLost, SchemaError
+from worker.errors import ConfigError, LeaseLost, SchemaError
 from worker.pool import Pool, PoolOptions, bind_pool
 from worker.queue.broker import PostgresBroker, postgres_broker
 from worker.queue.dispatcher import Dispatcher
@@ -67,6 +68,7 @@ def run(config: Config) -> int:
         lease = _lease(config)
         pool = stack.enter_context(open_pool(config, lease))
         broker = stack.enter_context(serving(postgres_broker(), pool, config))
+        check_declared(broker, config)
         feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts, queues=config.queues)
         dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed))
         watchdog = stack.enter_context(Watchdog(pool))
@@ -85,6 +87,19 @@ def _lease(config: Config) -> Lease:
         pool_size=config.pool_size,
         queues=config.queues,
     )
+
+
+def check_declared(broker: PostgresBroker, config: Config) -> None:
+    """Refuse to wait for ever for jobs that nobody here can run."""
+    modules = ", ".join(config.jobs)
+    if not broker.actors:
+        raise ConfigError(f"jobs modules {modules}: no job is declared there: name others with --jobs or WORKER_JOBS")
+    declared = sorted(broker.get_declared_queues())
+    for queue in config.queues or ():
+        if queue not in declared:
+            close = difflib.get_close_matches(queue, declared, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"queue {queue!r}: no job of {modules} is on it{hint} (declared: {', '.join(declared)})")
 
 
 @contextmanager

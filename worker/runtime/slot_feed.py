@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from uuid import UUID
 
 from dramatiq import Actor
 
@@ -12,7 +13,6 @@ from worker.errors import LeaseLost
 from worker.queue.actor import Job
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
-from worker.queue.delivery import Delivery
 from worker.queue.dispatcher import Room
 from worker.runtime.job_loop import JobLoop, body_of
 from worker.runtime.job_threads import JobThreads
@@ -36,7 +36,7 @@ class SlotFeed:
         self._checkouts = checkouts
         self._queues = queues
         self._lock = threading.Lock()
-        self._running: dict[Claim, bool] = {}  # whether it takes a connection
+        self._running: dict[tuple[UUID, int], bool] = {}  # whether it takes a connection
         self._threads: JobThreads | None = None
         self._loop: JobLoop | None = None
         self._watchdog: Watchdog | None = None
@@ -70,7 +70,7 @@ class SlotFeed:
         for claim in claims:
             actor = self._broker.actors.get(claim.actor)
             with self._lock:
-                self._running[claim] = actor is not None and takes_connection(actor)
+                self._running[claim.proof] = actor is not None and takes_connection(actor)
                 self.idle.clear()
             if actor is not None and body_of(actor) is not None:
                 self._loop.start(claim)
@@ -79,16 +79,16 @@ class SlotFeed:
 
     def lost(self, claims: list[Claim]) -> None:
         logger.error("worker.leases_lost", jobs=len(claims))
-        gone = {(claim.id, claim.token) for claim in claims}
+        gone = {claim.proof for claim in claims}
         if self._watchdog is not None:
-            self._watchdog.interrupt(LeaseLost, lambda delivery: _proof(delivery) in gone)
+            self._watchdog.interrupt(LeaseLost, lambda delivery: delivery.claim.proof in gone)
 
     # Called by the slots
 
     def finished(self, claim: Claim) -> None:
         """The slot of *claim* is free."""
         with self._lock:
-            self._running.pop(claim, None)
+            self._running.pop(claim.proof, None)
             if not self._running:
                 self.idle.set()
         if self._broker.dispatcher is not None:
@@ -113,7 +113,3 @@ def takes_connection(actor: Actor[..., object]) -> bool:
 
 def _names(actors: Sequence[Actor[..., object]], chosen: Callable[[Actor[..., object]], bool]) -> list[str]:
     return [actor.actor_name for actor in actors if chosen(actor)]
-
-
-def _proof(delivery: Delivery) -> tuple[object, int]:
-    return delivery.claim.id, delivery.claim.token

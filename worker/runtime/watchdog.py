@@ -95,6 +95,7 @@ class Watchdog:
             self._guards.add(guard)
             if timeout is None:
                 return
+            self._forget_released()
             heapq.heappush(self._deadlines, (clock.monotonic() + timeout, next(self._order), guard, reason))
             if self._deadlines[0][2] is guard:
                 self._changed.notify()
@@ -125,6 +126,12 @@ class Watchdog:
                 if guard.fire(reason, self._pool):
                     claim = guard.delivery.claim
                     logger.warning("job.timed_out", job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
+
+    def _forget_released(self) -> None:
+        """Drop the entries of ended jobs when they are the most of it: a deadline may be far beyond its job's end."""
+        if len(self._deadlines) > 2 * len(self._guards) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._guards]
+            heapq.heapify(self._deadlines)
 
     def _seconds_to_next(self) -> float | None:
         if not self._deadlines:

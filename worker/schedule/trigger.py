@@ -90,7 +90,7 @@ class Cron:
         return before - _TINY, after - _TINY, self._wall(start) - abs(after - before)
 
     def _instants(self, wall: datetime) -> tuple[datetime, ...]:
-        """When the clock shows *wall* and a tick is meant: once, or never in a gap, or twice where it is turned back."""
+        """When *wall* is a tick: once, or never if the clock skips it, or twice where it is turned back."""
         first, second = (self._instant(wall, fold) for fold in (0, 1))
         if first == second:
             return (first,)

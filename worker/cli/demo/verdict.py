@@ -9,7 +9,7 @@ from typing import LiteralString, NamedTuple
 import click
 import psycopg
 
-from worker.cli.demo.compare import Comparison
+from worker.cli.demo.compare import Comparison, Totals
 from worker.cli.demo.processes import Stopped
 from worker.cli.demo.watch import Counts
 
@@ -84,20 +84,23 @@ class Verdict:
         """What the table shows."""
         table, walk = self.comparison.table, self.comparison.walk
         rows = [
-            ("files", f"{table.files:,} with {table.bytes:,} bytes"),
-            ("by the walk", f"{walk.files:,} with {walk.bytes:,} bytes"),
+            ("by the table", _files(table)),
+            ("by the walk", _files(walk)),
             ("digest of digests", f"{table.digest[:32]}, by the walk {walk.digest[:32]}"),
             ("not read", self._not_read()),
-            ("duplicates", f"{self.duplicates.files:,} files, {self.duplicates.wasted:,} bytes wasted"),
+            (
+                "duplicates",
+                f"{_number(self.duplicates.files, 'file')}, {_number(self.duplicates.wasted, 'byte')} wasted",
+            ),
             ("jobs", f"{self.counts.done:,} done, {self.counts.dead:,} dead in {self.seconds:.1f} s"),
             ("speed", f"{self.rate:,.0f} jobs/s"),
             ("connections", f"{self.most_sessions} at most, {self.allowed_sessions} allowed"),
-            ("two-second schedule", f"{self.counts.ticks:,} ticks fired"),
-            ("drain", f"{self.stopped.drain:.2f} s, {self.sessions_left} connections left"),
+            ("two-second schedule", f"{_number(self.counts.ticks, 'tick')} fired"),
+            ("drain", f"{self.stopped.drain:.2f} s, {_number(self.sessions_left, 'connection')} left"),
         ]
-        rows += [("worker killed", f"{self.restarts} times")] if self.restarts else []
+        rows += [("worker killed", _number(self.restarts, "time"))] if self.restarts else []
         moved = self.comparison.moved
-        rows += [("left out", f"{len(moved):,} paths written to meanwhile: {_some(moved)}")] if moved else []
+        rows += [("left out", f"{_number(len(moved), 'path')} written to meanwhile: {_some(moved)}")] if moved else []
         return rows
 
     def _not_read(self) -> str:
@@ -117,6 +120,14 @@ def show(verdict: Verdict) -> bool:
     if not faults:
         click.echo(click.style("equal: the table holds what the folder holds", fg="green"))
     return not faults
+
+
+def _files(totals: Totals) -> str:
+    return f"{_number(totals.files, 'file')} with {_number(totals.bytes, 'byte')}"
+
+
+def _number(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
 def _some(paths: list[bytes]) -> str:

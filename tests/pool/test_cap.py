@@ -1,0 +1,137 @@
+"""The hard cap: never more sessions than `max_size`, counted by the server itself."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import psycopg
+import pytest
+
+from tests.factories import APPLICATION, InThread, num_sessions
+from tests.pool.conftest import OpenPool
+from tests.waiting import wait_until
+from worker.pool import Pool
+
+KILLS = 60
+
+
+class Sampler:
+    """Counts sessions as fast as it can, from a connection of its own."""
+
+    def __init__(self) -> None:
+        self.most = self.looks = 0
+
+    def look(self, db: psycopg.Connection) -> None:
+        self.most = max(self.most, num_sessions(db))
+        self.looks += 1
+
+
+@contextmanager
+def sampling(database: str) -> Iterator[Sampler]:
+    sampler, over = Sampler(), threading.Event()
+
+    def sample() -> None:
+        with psycopg.connect(database, autocommit=True) as db:
+            while not over.is_set():
+                sampler.look(db)
+
+    thread = InThread(sample)
+    try:
+        yield sampler
+    finally:
+        over.set()
+        thread.result()
+
+
+@contextmanager
+def users(pool: Pool, count: int) -> Iterator[None]:
+    """Threads that take connections and give them back, whatever happens to them."""
+    over = threading.Event()
+
+    def use() -> None:
+        while not over.is_set():
+            try:
+                with pool.connection(timeout=10) as conn:
+                    conn.execute("SELECT 1")
+            except psycopg.OperationalError:
+                pass  # killed in use: that is what this test does
+
+    threads = [InThread(use) for _ in range(count)]
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.result()
+
+
+def kill_one(db: psycopg.Connection) -> int:
+    """Terminate one session of the pool, if there is one; how many."""
+    listed = db.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [APPLICATION]).fetchall()
+    if not listed:
+        return 0
+    db.execute("SELECT pg_terminate_backend(%s)", random.choice(listed))  # noqa: S311  # any will do
+    return 1
+
+
+def test_the_cap_holds_while_connections_are_killed_and_replaced(
+    open_pool: OpenPool, database: str, db: psycopg.Connection
+) -> None:
+    pool = open_pool(max_size=4)
+    with sampling(database) as sampler, users(pool, 6):
+        killed = 0
+        while killed < KILLS:
+            killed += kill_one(db)
+
+    assert sampler.most <= 4
+
+
+def test_the_cap_holds_with_a_pinned_connection_that_is_killed_and_made_again(
+    open_pool: OpenPool, database: str, db: psycopg.Connection
+) -> None:
+    pool = open_pool(max_size=3)
+    with ExitStack() as stack:
+        stack.enter_context(pool.reserve())
+        sampler = stack.enter_context(sampling(database))
+        stack.enter_context(users(pool, 4))
+        for _ in range(KILLS // 2):
+            with pool.pinned() as conn:
+                kill_one(db)
+                conn.close()
+
+    assert sampler.most <= 3
+
+
+def test_a_sampler_that_looked_saw_the_pool_at_its_cap(
+    open_pool: OpenPool, database: str, db: psycopg.Connection
+) -> None:
+    """Otherwise the two tests above would pass with a sampler that is blind."""
+    pool = open_pool(max_size=4)
+
+    with sampling(database) as sampler:
+        taken = [pool.getconn() for _ in range(4)]
+        wait_until(lambda: sampler.most >= 4, 5, "a look at the full pool")
+        for conn in taken:
+            pool.putconn(conn)
+
+    assert sampler.most == 4
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_closing_a_connection_returns_when_its_session_is_gone(
+    open_pool: OpenPool, db: psycopg.Connection, round_: int
+) -> None:
+    pool = open_pool(max_size=8)
+    taken = [pool.getconn() for _ in range(8)]
+
+    left = []
+    for conn in taken:
+        conn.close()
+        left.append(num_sessions(db))
+
+    assert left == [7, 6, 5, 4, 3, 2, 1, 0]
+    for conn in taken:
+        pool.putconn(conn)

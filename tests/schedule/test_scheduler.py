@@ -1,0 +1,330 @@
+"""The scheduler in one process: real time, a real Postgres, and what happens when it cannot be reached."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from tests.leaks import threads
+from tests.schedule.standins import SCHEMA, Book, dispatcher, enqueue, schedule
+from tests.waiting import wait_until
+from worker import clock
+from worker.schedule import Schedule, Scheduler, backlog
+from worker.schedule import scheduler as module
+from worker.schedule.ledger import Pass, Survey
+from worker.schedule.trigger import Every
+
+PATIENCE = 20.0
+SECOND = timedelta(seconds=1)
+
+# More ticks than any test waits for.
+FAST = schedule(trigger=Every(1), spec="every 1 second")
+# No tick while a test runs.
+SLOW = schedule(trigger=Every(366 * 86400.0), spec="every 31622400 seconds")
+
+
+class Unreachable:
+    """A `submit` whose database is gone: the work waits until somebody fails it."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+
+    def __call__(self, work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def scheduler(submit: Any, *schedules: Schedule) -> Scheduler:
+    return Scheduler(schedules or [FAST], submit=submit, enqueue=enqueue, schema=SCHEMA)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    with capture_logs() as captured:
+        yield captured
+
+
+def named(logs: list[Any], event: str) -> list[Any]:
+    return [entry for entry in logs if entry["event"] == event]
+
+
+def test_a_schedule_fires_at_each_of_its_ticks(book: Book, database: str) -> None:
+    with dispatcher(database) as submit, scheduler(submit):
+        wait_until(lambda: len(book.told()) >= 3, PATIENCE, "three ticks")
+
+    ticks = [row[0] for row in book.db.execute("SELECT tick FROM worker.tick ORDER BY tick")]
+    assert {later - earlier for earlier, later in pairwise(ticks)} == {SECOND}
+    assert len(book.job_ids()) == len(ticks)
+
+
+def test_a_tick_fires_within_moments_of_its_time(book: Book, database: str) -> None:
+    with dispatcher(database) as submit, scheduler(submit):
+        wait_until(lambda: len(book.told()) >= 3, PATIENCE, "three ticks")
+
+    # Well below the heartbeat, so it was the timer; generous, as machines that run tests are busy.
+    lateness = [row[0] for row in book.db.execute("SELECT lateness FROM worker.tick ORDER BY lateness")]
+    assert lateness[0] < 1.0
+
+
+def test_each_fired_tick_is_logged_with_its_job(book: Book, database: str, logs: list[Any]) -> None:
+    with dispatcher(database) as submit, scheduler(submit):
+        wait_until(lambda: named(logs, "schedule.fired"), PATIENCE, "a fired tick in the log")
+
+    fired = named(logs, "schedule.fired")[0]
+    assert fired["schedule"] == "purge"
+    assert UUID(fired["job_id"]) in book.job_ids()
+    assert datetime.fromisoformat(fired["tick"]).tzinfo is not None
+
+
+def test_a_skipped_tick_is_logged_with_its_reason(book: Book, database: str, logs: list[Any]) -> None:
+    once = schedule(trigger=Every(1), overlap="skip")
+
+    with dispatcher(database) as submit, scheduler(submit, once):
+        wait_until(lambda: named(logs, "schedule.skipped"), PATIENCE, "a skipped tick in the log")
+
+    skipped = named(logs, "schedule.skipped")[0]
+    assert (skipped["schedule"], skipped["reason"], skipped["ticks"]) == ("purge", "overlap", 1)
+
+
+def test_the_boot_makes_up_for_a_downtime_without_waiting_for_a_tick(book: Book, database: str) -> None:
+    period = 366 * 86400.0
+    last = Every(period).after(datetime.now(UTC) - timedelta(seconds=period))
+    patient = schedule(trigger=Every(period), grace=10 * period)
+    book.declare(patient, last - SECOND)
+
+    with dispatcher(database) as submit, scheduler(submit, patient):
+        wait_until(book.job_ids, PATIENCE, "the job of the missed tick")
+
+    assert [outcome for _, outcome, _ in book.told()] == ["late"]
+
+
+def test_what_failed_is_logged_and_found_again_by_the_heartbeat(
+    book: Book, database: str, logs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.1)
+    due = schedule(trigger=Every(366 * 86400.0), grace=1e8)
+    book.declare(due, Every(366 * 86400.0).after(datetime.now(UTC)) - 2 * timedelta(days=366))
+    failures = [psycopg.OperationalError("server closed the connection"), RuntimeError("closed")]
+
+    with dispatcher(database) as submit:
+
+        def fail_twice(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+            if not failures:
+                return submit(work)
+            if len(failures) == 1:
+                raise failures.pop()
+            failed: Future[Any] = Future()
+            failed.set_exception(failures.pop(0))
+            return failed
+
+        with scheduler(fail_twice, due):
+            wait_until(book.job_ids, PATIENCE, "the job of the tick that failed")
+
+    errors = [entry["error"] for entry in named(logs, "scheduler.heartbeat_failed")]
+    assert errors == ["OperationalError: server closed the connection", "RuntimeError: closed"]
+
+
+def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: str, logs: list[Any]) -> None:
+    def refuse_one(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
+        if schedule.name == "broken":
+            raise LookupError("no such queue")
+        return enqueue(conn, schedule, tick)
+
+    both = [schedule("broken", trigger=Every(1)), schedule("sound", trigger=Every(1))]
+
+    with (
+        dispatcher(database) as submit,
+        Scheduler(both, submit=submit, enqueue=refuse_one, schema=SCHEMA),
+    ):
+        wait_until(lambda: len(book.told("sound")) >= 2, PATIENCE, "two ticks of the sound schedule")
+
+    assert {entry["schedule"] for entry in named(logs, "schedule.failed")} == {"broken"}
+    assert book.told("broken") == []
+
+
+def test_a_stale_process_says_so_once(book: Book, database: str, logs: list[Any]) -> None:
+    with dispatcher(database) as submit, scheduler(submit):
+        wait_until(lambda: named(logs, "schedule.added"), PATIENCE, "the declaration")
+        book.declare(schedule(trigger=Every(1), spec="every 1 second", missed="all"))
+        ticks = len(book.told())
+        wait_until(lambda: named(logs, "schedule.stale"), PATIENCE, "the stale schedule in the log")
+        looked_until = clock.now() + 2 * SECOND
+        wait_until(lambda: clock.now() > looked_until, PATIENCE, "two more ticks")
+
+    assert len(named(logs, "schedule.stale")) == 1
+    assert len(book.told()) == ticks
+
+
+def test_a_schedule_whose_newer_terms_were_abandoned_is_taken_over(
+    book: Book, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.1)
+
+    with dispatcher(database) as submit, scheduler(submit):
+        wait_until(book.told, PATIENCE, "a tick")
+        book.db.execute("UPDATE worker.schedule SET spec = 'newer', confirmed_at = now() - interval '1 hour'")
+        ticks = len(book.told())
+        wait_until(lambda: len(book.told()) > ticks, PATIENCE, "a tick after the takeover")
+
+    assert book.db.execute("SELECT spec FROM worker.schedule").fetchone() == (FAST.spec,)
+
+
+def test_a_schedule_whose_row_is_gone_is_declared_again(
+    book: Book, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.1)
+
+    with dispatcher(database) as submit, scheduler(submit):
+        wait_until(book.told, PATIENCE, "a tick")
+        book.db.execute("DELETE FROM worker.schedule")
+        ticks = len(book.told())
+        wait_until(lambda: len(book.told()) > ticks, PATIENCE, "a tick after the new declaration")
+
+
+def test_more_ticks_than_one_transaction_takes_are_decided_at_once(
+    book: Book, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "MAX_TICKS", 3)
+    hourly = schedule(trigger=Every(3600), missed="all", grace=1e6)
+    book.declare(hourly, clock.now() - timedelta(hours=10))
+
+    with dispatcher(database) as submit, scheduler(submit, hourly):
+        wait_until(
+            lambda: len(book.job_ids()) >= 10, module.HEARTBEAT, "all that was missed, before a second heartbeat"
+        )
+
+
+class EarlyLedger:
+    """A ledger whose database is 0.3 s behind this machine, until its clock has come so far."""
+
+    looks: list[tuple[datetime, Pass]]
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def declare(self, *_: Any) -> str:
+        return "confirmed"
+
+    def survey(self, *_: Any) -> Survey:
+        return Survey((), ())
+
+    def advance(self, *_: Any) -> Pass:
+        now = clock.now()
+        self.looks.append((now, Pass(now - timedelta(seconds=0.3))))
+        return self.looks[-1][1]
+
+
+def test_a_machine_ahead_of_the_database_looks_again_when_the_tick_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    EarlyLedger.looks = []
+    monkeypatch.setattr(module, "Ledger", EarlyLedger)
+
+    def at_once(work: Callable[[Any], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(None))
+        return done
+
+    with scheduler(at_once, schedule(trigger=Every(2))):
+        wait_until(lambda: len(EarlyLedger.looks) >= 2, PATIENCE, "a second look at the same tick")
+
+    (first, _), (second, found) = EarlyLedger.looks[:2]
+    tick = Every(2).after(first - 2 * SECOND)
+    assert found.now is not None
+    assert found.now >= tick
+    assert second < tick + 2 * SECOND
+
+
+def test_without_schedules_there_is_no_thread() -> None:
+    before = threads()
+
+    with Scheduler([], submit=Unreachable(), enqueue=enqueue, schema=SCHEMA):
+        assert threads() == before
+
+
+def test_there_is_one_thread_however_many_schedules() -> None:
+    before = threads()
+
+    with scheduler(Unreachable(), *(schedule(f"job {number}") for number in range(50))):
+        assert len(threads() - before) == 1
+
+
+def test_entering_and_leaving_twice_is_harmless() -> None:
+    mine = scheduler(Unreachable(), SLOW)
+    before = threads()
+
+    with mine:
+        with mine:
+            assert len(threads() - before) == 1
+        assert threads() == before
+
+    assert threads() == before
+
+
+def test_it_can_be_entered_again(book: Book, database: str) -> None:
+    with dispatcher(database) as submit:
+        mine = scheduler(submit)
+        with mine:
+            wait_until(book.told, PATIENCE, "a tick")
+        ticks = len(book.told())
+
+        with mine:
+            wait_until(lambda: len(book.told()) > ticks, PATIENCE, "a tick of the second round")
+
+
+def test_leaving_does_not_wait_for_a_database_that_is_gone() -> None:
+    submit = Unreachable()
+    with scheduler(submit):
+        wait_until(lambda: submit.futures, PATIENCE, "work that nobody does")
+        begun = clock.monotonic()
+
+    assert clock.monotonic() - begun < module.STOP_TIMEOUT
+    assert not any(future.done() for future in submit.futures)
+
+
+def test_leaving_does_not_wait_for_a_submit_that_hangs(monkeypatch: pytest.MonkeyPatch, logs: list[Any]) -> None:
+    monkeypatch.setattr(module, "STOP_TIMEOUT", 0.2)
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+        hanging.set()
+        release.wait(PATIENCE)
+        return Future()
+
+    try:
+        with scheduler(hang):
+            assert hanging.wait(PATIENCE)
+        assert named(logs, "scheduler.stop_late")
+    finally:
+        release.set()
+
+
+def test_work_that_was_handed_over_before_the_end_does_nothing_after_it(book: Book) -> None:
+    handed_over: list[Callable[[psycopg.Connection[Any]], Any]] = []
+
+    def later(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+        handed_over.append(work)
+        return Future()
+
+    with scheduler(later):
+        wait_until(lambda: handed_over, PATIENCE, "work")
+
+    assert [work(book.db) for work in handed_over] == [None] * len(handed_over)
+    assert book.db.execute("SELECT count(*) FROM worker.schedule").fetchone() == (0,)
+
+
+def test_a_stuck_database_does_not_pile_up_work() -> None:
+    submit = Unreachable()
+
+    with scheduler(submit):
+        start = clock.now()
+        wait_until(lambda: clock.now() > start + 4 * SECOND, PATIENCE, "four ticks")
+
+    # One that runs and one that waits, and the same for the heartbeat.
+    assert len(submit.futures) <= 4
