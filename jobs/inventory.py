@@ -67,11 +67,11 @@ def list_folder(conn: psycopg.Connection, folder: str, after: str = "") -> None:
     if not after:
         conn.execute(FORGET_FILE, {"path": folder})  # of a time when this folder was a file, or could not be listed
     with conn.pipeline():  # sends without waiting for the answer to each: twice as fast
+        if len(entries) > SLICE:  # first, so that the next slice is sent while this one's files are read
+            list_folder.send(folder, to_text(entries[SLICE - 1][0]))
         for name, is_folder in entries[:SLICE]:
             follow_up = list_folder if is_folder else fingerprint
             follow_up.send(to_text(os.path.join(path, name)))
-    if len(entries) > SLICE:
-        list_folder.send(folder, to_text(entries[SLICE - 1][0]))
 
 
 @job(queue="inventory")

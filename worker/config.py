@@ -44,11 +44,14 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _log_format(text: str) -> str:
-    """auto, console or json"""
-    if text not in ("auto", "console", "json"):
-        raise ValueError(text)
-    return text
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    parse.__doc__ = f"one of {', '.join(allowed)}"
+    return parse
 
 
 def _database_url(text: str) -> str:
@@ -76,6 +79,7 @@ class Config:
         lease: Seconds without a heartbeat until other workers may rescue this worker's jobs.
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
+        log_level: "debug" shows every job that is done; "info", "warning" or "error".
     """
 
     database_url: str = ""
@@ -88,6 +92,7 @@ class Config:
     lease: float = 10.0
     until_empty: bool = False
     log_format: str = "auto"
+    log_level: str = "info"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], **overrides: Any) -> Config:
@@ -168,5 +173,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "slots": _whole(1, 100_000),
     "grace": _seconds,
     "lease": _seconds,
-    "log_format": _log_format,
+    "log_format": _one_of("auto", "console", "json"),
+    "log_level": _one_of("debug", "info", "warning", "error"),
 }

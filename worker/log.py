@@ -33,13 +33,15 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
-def configure(log_format: str = "auto", *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
+def configure(log_format: str = "auto", log_level: str = "info", *, stream: TextIO | None = None) -> None:
     """
     Send every log record of this process to *stream* (stderr when None); a second call replaces the first.
 
     Args:
         log_format: "console", "json", or "auto": console on a terminal, JSON elsewhere.
+        log_level: Of our own events; others' are shown from "info" on, some only from "warning".
     """
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     stream = stream or sys.stderr
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
@@ -63,7 +65,8 @@ def configure(log_format: str = "auto", *, stream: TextIO | None = None, level: 
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(max(level, logging.INFO))
+    logging.getLogger("worker").setLevel(level)
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(quiet)
     structlog.configure(

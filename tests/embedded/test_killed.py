@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.embedded.processes import Client, ask, end_supervisor, servers, supervisors
 from tests.waiting import wait_until
 from worker import embedded
+from worker.embedded.account import server_account
 
 needs_death_signal = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a child that its parent was killed"
@@ -117,10 +119,16 @@ def test_a_server_that_dies_takes_its_supervisor_along_and_the_next_start_works(
 def test_a_pid_that_means_another_process_by_now_is_left_alone(folder: Path) -> None:
     embedded.start(folder, fast=True, grace=0).close()
     wait_until(lambda: not supervisors(folder), 30, "the end of the server")
-    (folder / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{folder / 'data'}\n")
+    # Of the server's own account: Postgres itself sees that a process of somebody else cannot be its predecessor.
+    account = server_account()
+    with subprocess.Popen(["sleep", "60"], user=account.uid if account.dropped else None) as stranger:
+        (folder / "data" / "postmaster.pid").write_text(f"{stranger.pid}\n{folder / 'data'}\n")
 
-    with embedded.start(folder, fast=True, grace=0) as postgres:
-        assert ask(postgres.url, "SELECT 1") == 1
+        with embedded.start(folder, fast=True, grace=0) as postgres:
+            assert ask(postgres.url, "SELECT 1") == 1
+
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 def test_three_racing_starts_give_one_server(folder: Path, client: Callable[..., Client]) -> None:

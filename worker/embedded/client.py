@@ -114,11 +114,11 @@ def start(
     if folder is None:
         _remove_forgotten()
     places = Places.of(folder or Path(tempfile.gettempdir(), TEMPORARY + secrets.token_hex(6)), account)
-    places.make(account)
     options = ["--temporary", "--grace=0"] if folder is None else [f"--grace={grace}"]
     options += ["--fast"] if fast else []
     options += [f"--binaries={binaries.absolute()}"] if binaries else []
     with _removed_if_it_fails(places, temporary=folder is None):
+        places.make(account)
         attached, greeting = _attach(places, options)
     return EmbeddedPostgres(places, attached, greeting, temporary=folder is None)
 

@@ -108,6 +108,8 @@ class Signature:
             self._decoder.decode(text)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
             raise ArgumentError(f"job {self.name!r}: {exc}") from None
+        if b"null" in text and not _is_finite(msgspec.to_builtins(given)):
+            raise ArgumentError(f"job {self.name!r}: an argument holds a NaN or an infinity, which JSON cannot carry")
         if NUL_ESCAPE.search(text):
             raise ArgumentError(
                 f"job {self.name!r}: an argument holds the character U+0000, which Postgres cannot store"
@@ -190,6 +192,15 @@ def _not_json(node: Any) -> Iterator[type]:
     elif isinstance(node, tuple):
         for item in node:
             yield from _not_json(item)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no float within *value* became a null."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_plain(value: Any) -> bool:

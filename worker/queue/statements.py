@@ -70,13 +70,14 @@ CLAIM_JOBS: LiteralString = """
     FROM claimed
     ORDER BY rank, id"""
 
-# job_scheduled. A thousand at a time, so that a wave of due jobs is not one long transaction.
+# job_scheduled. A thousand at a time, so that a wave of due jobs is not one long transaction. No clock_timestamp(): it
+# is volatile, so the index could not stop at it and every job for later would be read.
 PROMOTE_DUE: LiteralString = """
     WITH due AS (
         SELECT id
         FROM {schema}.job
         WHERE state = 'scheduled'
-          AND due_at <= clock_timestamp()
+          AND due_at <= statement_timestamp()
         ORDER BY due_at
         LIMIT 1000
         FOR UPDATE SKIP LOCKED
@@ -377,7 +378,7 @@ HAS_WORK: LiteralString = """
         SELECT
         FROM {schema}.job
         WHERE queue = ANY(%(queues)s::text[])
-          AND (state IN ('available', 'running') OR (state = 'scheduled' AND due_at <= clock_timestamp()))
+          AND (state IN ('available', 'running') OR (state = 'scheduled' AND due_at <= statement_timestamp()))
     )"""
 
 FLUSH_QUEUES: LiteralString = "DELETE FROM {schema}.job WHERE queue = ANY(%(queues)s::text[])"

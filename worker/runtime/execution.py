@@ -166,7 +166,8 @@ def _report(delivery: Delivery, settlement: Settlement, duration: float) -> None
     took = round(duration, 6)
     error = delivery._exception
     if settlement.outcome is Outcome.DONE:
-        logger.info("job.done", duration=took)
+        # Not shown by default: a line for each of thousands of jobs a second costs more than the jobs.
+        logger.debug("job.done", duration=took)
     elif settlement.outcome is Outcome.RETRY:
         logger.warning("job.retry", duration=took, delay=settlement.delay, error=repr(error), exc_info=_shown(error))
     elif settlement.outcome is Outcome.DEAD:

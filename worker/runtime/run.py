@@ -61,7 +61,7 @@ def run(config: Config) -> int:
         DatabaseUnavailable: The database is out of reach at boot.
         SchemaError: Its schema is not one that this worker serves.
     """
-    log.configure(config.log_format)
+    log.configure(config.log_format, config.log_level)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         load(config.jobs)

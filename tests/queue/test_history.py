@@ -1,0 +1,139 @@
+"""The history's partitions: made ahead, dropped by age, by any number of workers at once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import date, timedelta
+
+import psycopg
+import pytest
+
+from tests.factories import InThread, column
+from tests.queue.conftest import SCHEMA
+from worker.queue.history import History
+
+TODAY = date(2024, 2, 28)
+
+INSERT = """
+    INSERT INTO worker.job_history (
+        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, finished_at
+    )
+    VALUES (gen_random_uuid(), 'default', 'charge', 'done', 1, 0, %(at)s, %(at)s, %(at)s)"""
+
+
+def partitions(db: psycopg.Connection) -> list[str]:
+    query = "SELECT relname FROM pg_class WHERE relname LIKE 'job_history_2%' AND relkind = 'r' ORDER BY relname"
+    return column(db, query.replace("%", "%%"))
+
+
+def names(first: date, days: int) -> list[str]:
+    return [f"job_history_{first + timedelta(days=n):%Y%m%d}" for n in range(days)]
+
+
+def test_today_and_the_week_ahead_are_made(db: psycopg.Connection) -> None:
+    History(SCHEMA).maintain(db, TODAY)
+
+    assert partitions(db) == names(TODAY, 8)
+
+
+def test_a_day_begins_and_ends_in_utc(db: psycopg.Connection) -> None:
+    db.execute("SET timezone = 'Asia/Tokyo'")
+    History(SCHEMA).maintain(db, TODAY)
+
+    db.execute(INSERT, {"at": "2024-02-29 23:59:59.999999+00"})
+
+    assert column(db, "SELECT tableoid::regclass::text FROM worker.job_history") == ["worker.job_history_20240229"]
+
+
+def test_a_second_call_the_same_day_changes_nothing(db: psycopg.Connection) -> None:
+    History(SCHEMA).maintain(db, TODAY)
+    History(SCHEMA).maintain(db, TODAY)
+
+    assert partitions(db) == names(TODAY, 8)
+
+
+def test_days_older_than_what_is_kept_are_dropped(db: psycopg.Connection) -> None:
+    history = History(SCHEMA, keep=3)
+    history.maintain(db, TODAY)
+
+    history.maintain(db, TODAY + timedelta(days=5))
+
+    assert partitions(db) == names(TODAY + timedelta(days=2), 11)
+
+
+def test_workers_that_boot_together_make_each_day_once(db: psycopg.Connection, database: str) -> None:
+    start = threading.Barrier(4, timeout=10)
+
+    def maintain() -> None:
+        with psycopg.connect(database, autocommit=True) as conn:
+            start.wait()
+            History(SCHEMA).maintain(conn, TODAY)
+
+    for worker in [InThread(maintain) for _ in range(4)]:
+        worker.result()
+
+    assert partitions(db) == names(TODAY, 8)
+
+
+def test_workers_that_clean_up_together_drop_each_day_once(db: psycopg.Connection, database: str) -> None:
+    History(SCHEMA).maintain(db, TODAY)
+    start = threading.Barrier(3, timeout=10)
+
+    def maintain() -> None:
+        with psycopg.connect(database, autocommit=True) as conn:
+            start.wait()
+            History(SCHEMA, keep=1).maintain(conn, TODAY + timedelta(days=9))
+
+    for worker in [InThread(maintain) for _ in range(3)]:
+        worker.result()
+    History(SCHEMA, keep=1).maintain(db, TODAY + timedelta(days=9))
+
+    assert partitions(db) == names(TODAY + timedelta(days=9), 8)
+
+
+def test_days_are_made_while_a_jobs_outcome_is_not_committed(db: psycopg.Connection, database: str) -> None:
+    History(SCHEMA).maintain(db, TODAY)
+    with psycopg.connect(database) as writer:
+        writer.execute(INSERT, {"at": "2024-02-28 12:00+00"})
+
+        History(SCHEMA).maintain(db, TODAY + timedelta(days=1))
+
+    assert partitions(db) == names(TODAY, 9)
+
+
+def test_a_day_that_somebody_reads_is_left_to_a_later_call(db: psycopg.Connection, database: str) -> None:
+    history = History(SCHEMA, keep=1)
+    history.maintain(db, TODAY)
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT count(*) FROM worker.job_history")
+
+        history.maintain(db, TODAY + timedelta(days=2))
+
+        assert names(TODAY, 1)[0] in partitions(db)
+
+
+def test_a_drop_that_was_given_up_is_completed_by_the_next_call(db: psycopg.Connection, database: str) -> None:
+    """A detach that gave up waiting leaves the partition half detached, and refuses to begin again."""
+    history = History(SCHEMA, keep=1)
+    history.maintain(db, TODAY)
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT count(*) FROM worker.job_history")
+        history.maintain(db, TODAY + timedelta(days=2))
+
+    history.maintain(db, TODAY + timedelta(days=2))
+
+    assert partitions(db) == names(TODAY + timedelta(days=1), 9)
+
+
+def test_nobody_waits_for_long_behind_a_reader(db: psycopg.Connection) -> None:
+    History(SCHEMA).maintain(db, TODAY)
+
+    assert column(db, "SHOW lock_timeout") == ["0"], "the limit of the house-keeping must end with it"
+
+
+@pytest.mark.parametrize("day", [date(2024, 12, 31), date(2024, 2, 29)])
+def test_the_calendar_has_no_gaps(db: psycopg.Connection, day: date) -> None:
+    History(SCHEMA).maintain(db, day)
+
+    for ahead in range(8):
+        db.execute(INSERT, {"at": f"{day + timedelta(days=ahead)} 00:00+00"})

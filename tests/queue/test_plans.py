@@ -1,0 +1,68 @@
+"""The statements of every pass rest on their indexes, however many jobs of others the table holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.factories import own_database
+from tests.queue.conftest import SCHEMA
+from worker.queue.statements import CLAIM_JOBS, GET_NEXT_DUE, LIST_CLAIMED, PROMOTE_DUE, RESCUE_JOBS
+
+OTHERS = """
+    INSERT INTO worker.job (id, queue, actor, state, due_at, rank, claimed_by, enqueued_at, args)
+    SELECT gen_random_uuid(), 'other', 'charge', state, due, due, owner, now(), '{}'
+    FROM (
+        SELECT CASE n % 10 WHEN 0 THEN 'scheduled' WHEN 1 THEN 'running' ELSE 'available' END AS state,
+            now() + CASE n % 10 WHEN 0 THEN 1 ELSE -1 END * n * interval '1 second' AS due,
+            CASE n % 10 WHEN 1 THEN gen_random_uuid() END AS owner
+        FROM generate_series(1, 50000) AS n
+    ) AS made"""
+
+CASES: dict[str, tuple[LiteralString, dict[str, Any], str]] = {
+    "claim": (
+        CLAIM_JOBS,
+        {"queues": ["default", "mail"], "actors": ["charge"], "limit": 10, "worker": uuid4()},
+        "job_available",
+    ),
+    "promote": (PROMOTE_DUE, {}, "job_scheduled"),
+    "next due": (GET_NEXT_DUE, {}, "job_scheduled"),
+    "rescue": (RESCUE_JOBS, {"dead": uuid4(), "max_crashes": 3, "reason": "crashed"}, "job_running"),
+    "reconcile": (LIST_CLAIMED, {"worker": uuid4()}, "job_running"),
+}
+
+# Blocks of 8 kB: a few levels of an index, and some for the catalogue; the table alone has about a thousand.
+FEW = 100
+
+
+@pytest.fixture(scope="module")
+def crowded(server: str) -> Iterator[psycopg.Connection]:
+    """A session like the dispatcher's on a table that holds 50,000 jobs of another queue; the tests only look."""
+    with own_database(server) as url, psycopg.connect(url, autocommit=True) as db:
+        db.execute(OTHERS)
+        db.execute("VACUUM ANALYZE worker.job")
+        db.execute("SET enable_seqscan = off")
+        yield db
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_statement_uses_its_index_and_reads_only_a_few_blocks(crowded: psycopg.Connection, name: str) -> None:
+    statement, parameters, index = CASES[name]
+
+    explained = crowded.execute(
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SCHEMA.render(statement)}".encode(), parameters
+    ).fetchone()
+
+    assert explained is not None
+    plan = explained[0][0]["Plan"]
+    assert index in indexes(plan)
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < FEW
+
+
+def indexes(plan: dict[str, Any]) -> set[str]:
+    found = {plan["Index Name"]} if "Index Name" in plan else set()
+    return found.union(*map(indexes, plan.get("Plans", [])))
