@@ -14,11 +14,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from tests.embedded.processes import require_binaries
 from tests.leaks import children, threads
 from tests.waiting import wait_until
 from worker import embedded
-from worker.embedded import binaries
-from worker.errors import EmbeddedError
 from worker.queue.schema import Schema
 
 LEAK_PATIENCE = 5.0
@@ -35,12 +34,7 @@ def server() -> Iterator[str]:
     if given:
         yield given
         return
-    try:
-        binaries.find()
-    except EmbeddedError as exc:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(exc))
+    require_binaries()
     with embedded.start(fast=True) as postgres:
         yield postgres.url
 

