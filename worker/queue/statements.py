@@ -87,12 +87,6 @@ PROMOTE_DUE: LiteralString = """
     FROM due
     WHERE job.id = due.id"""
 
-# job_scheduled: its first entry.
-GET_NEXT_DUE: LiteralString = """
-    SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
-    FROM {schema}.job
-    WHERE state = 'scheduled'"""
-
 # Settle
 
 # job_pkey. A batch of outcomes in one statement, each fenced by its token; the jobs that follow from an outcome are
@@ -385,11 +379,19 @@ FLUSH_QUEUES: LiteralString = "DELETE FROM {schema}.job WHERE queue = ANY(%(queu
 
 # History
 
+# By name rather than by parent, or one that was detached and then could not be dropped would stay for ever.
 LIST_PARTITIONS: LiteralString = """
-    SELECT child.relname
-    FROM pg_inherits AS link
-    JOIN pg_class AS child ON child.oid = link.inhrelid
-    WHERE link.inhparent = %(parent)s::regclass
+    SELECT child.relname,
+        CASE
+            WHEN link.inhrelid IS NULL THEN 'detached'
+            WHEN link.inhdetachpending THEN 'half detached'
+            ELSE 'attached'
+        END
+    FROM pg_class AS child
+    LEFT JOIN pg_inherits AS link ON link.inhrelid = child.oid
+    WHERE child.relnamespace = %(schema)s::regnamespace
+      AND child.relkind = 'r'
+      AND child.relname ~ '^job_history_[0-9]{8}$'
     ORDER BY child.relname"""
 
 # Made beside the table and then attached, because creating it in place waits behind any open insert.
@@ -402,5 +404,8 @@ ATTACH_PARTITION: LiteralString = """
     ATTACH PARTITION {schema}.{partition} FOR VALUES FROM ({start}) TO ({stop})"""
 
 DETACH_PARTITION: LiteralString = "ALTER TABLE {schema}.job_history DETACH PARTITION {schema}.{partition} CONCURRENTLY"
+
+# A detach that gave up waiting for a reader cannot begin again, and until it is finished no other can begin.
+FINISH_DETACHING: LiteralString = "ALTER TABLE {schema}.job_history DETACH PARTITION {schema}.{partition} FINALIZE"
 
 DROP_PARTITION: LiteralString = "DROP TABLE IF EXISTS {schema}.{partition}"
