@@ -58,8 +58,9 @@ def _database_url(text: str) -> str:
     """a connection string such as postgresql://user@host/name"""
     try:
         conninfo_to_dict(text)
-    except ProgrammingError as exc:
-        raise ValueError(str(exc)) from exc
+    except ProgrammingError:
+        # libpq quotes what it could not read, and the password may be part of it.
+        raise ValueError("it cannot be read") from None
     return text
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 
 from jobs import inventory
+from jobs.paths import to_text
 from jobs.tables import create_tables
 from worker import bind
 
@@ -16,6 +19,11 @@ from worker import bind
 def call(job: Callable[..., object], *args: object) -> None:
     """Call a job as the plain function it is; its type knows only the arguments of a send."""
     job(*args)
+
+
+def text(path: Path) -> str:
+    """*path* as the jobs take it."""
+    return to_text(os.fsencode(path))
 
 
 class Row(NamedTuple):
@@ -28,6 +36,11 @@ class Row(NamedTuple):
     detail: str | None
 
 
+Rows = Callable[[], dict[bytes, Row]]
+Sent = tuple[str, dict[str, Any]]
+WorkOff = Callable[[], list[Sent]]
+
+
 @pytest.fixture
 def conn(db: psycopg.Connection) -> psycopg.Connection:
     """The connection that the jobs under test are given."""
@@ -36,7 +49,7 @@ def conn(db: psycopg.Connection) -> psycopg.Connection:
 
 
 @pytest.fixture
-def rows(conn: psycopg.Connection) -> Callable[[], dict[bytes, Row]]:
+def rows(conn: psycopg.Connection) -> Rows:
     """Reads the inventory: its rows by their path's own bytes."""
 
     def read() -> dict[bytes, Row]:
@@ -49,11 +62,11 @@ def rows(conn: psycopg.Connection) -> Callable[[], dict[bytes, Row]]:
 
 
 @pytest.fixture
-def work_off(conn: psycopg.Connection) -> Callable[[], list[tuple[str, dict[str, Any]]]]:
+def work_off(conn: psycopg.Connection) -> WorkOff:
     """Runs what was sent, and what that sends, each job once; returns what ran."""
 
-    def run() -> list[tuple[str, dict[str, Any]]]:
-        ran: list[tuple[str, dict[str, Any]]] = []
+    def run() -> list[Sent]:
+        ran: list[Sent] = []
         while batch := conn.execute("DELETE FROM worker.job RETURNING actor, args").fetchall():
             for actor, args in batch:
                 with conn.transaction(), bind(conn):

@@ -146,6 +146,11 @@ def _greeted(places: Places, deadline: float) -> tuple[socket.socket, dict[str, 
         attached.settimeout(None)
     except (FileNotFoundError, ConnectionError, TimeoutError):
         line = b""
+    except OSError as exc:
+        attached.close()
+        raise EmbeddedError(
+            f"cannot attach to the embedded Postgres in {places.folder}: {exc}; only the user that started it may"
+        ) from exc
     except BaseException:
         attached.close()
         raise

@@ -21,9 +21,9 @@ from worker.cli.database import connect, migrate
 from worker.cli.demo.compare import compare
 from worker.cli.demo.display import Display
 from worker.cli.demo.processes import ROOT, DemoFailed, WorkerProcess, enqueue
-from worker.cli.demo.verdict import Verdict, dead_jobs, duplicates, show
+from worker.cli.demo.verdict import Verdict, dead_jobs, duplicates, samples, show
 from worker.cli.demo.walk import walk
-from worker.cli.demo.watch import Counts, SessionWatch, counts
+from worker.cli.demo.watch import Counts, SessionWatch, counts, sessions_left
 from worker.embedded import start
 from worker.errors import ConfigError
 from worker.queue.schema import Schema
@@ -46,14 +46,14 @@ def tell(folder: bytes) -> int:
         worker = WorkerProcess(server.url, pool_size=POOL_SIZE, log=server.folder / "worker.log")
         stack.enter_context(kept_on_failure(worker.log))
         conn = stack.enter_context(closing(connect(server.url, name="demo")))
-        watch = stack.enter_context(SessionWatch(server.url, allowed=POOL_SIZE))
+        watch = stack.enter_context(SessionWatch(server.url))
         stack.enter_context(worker).start()
         click.echo(f"worker    process {worker.pid}; kill it, or start another one: {worker.command_line}")
         with Display(files, max_sessions=POOL_SIZE) as display:
             story = Story(conn, worker, watch, display)
             verdict = story.run(server.url, folder, path)
         if not show(verdict):
-            raise DemoFailed("the table and the folder are not equal, or something else went wrong; see above")
+            raise DemoFailed("not everything was as it must be; see above")
         return exits.OK
 
 
@@ -98,8 +98,9 @@ class Story:
         Raises:
             DemoFailed: The worker ended by itself, or nothing happened any more.
         """
+        sent_at = time.time()
         enqueue(url, "scan", path)
-        sent_at, started_at = time.time(), time.monotonic()
+        started_at = time.monotonic()
         self._await(lambda now: now.waiting == 0, patience=STALLED)
         emptied = counts(self._conn)
         seconds = time.monotonic() - started_at
@@ -109,13 +110,13 @@ class Story:
         stopped = self._worker.stop()
         return Verdict(
             stopped=stopped,
-            sessions_left=self._watch.left(timeout=SESSIONS_END),
+            sessions_left=sessions_left(self._conn, timeout=SESSIONS_END),
             most_sessions=self._watch.most,
-            too_many_sessions=self._watch.too_many,
             allowed_sessions=POOL_SIZE,
             comparison=compare(self._conn, folder, since=sent_at),
             duplicates=duplicates(self._conn),
             counts=counts(self._conn),
+            samples=samples(self._conn),
             dead=dead_jobs(self._conn),
             rate=(emptied.done + emptied.dead) / max(seconds, INTERVAL),
             seconds=seconds,
@@ -145,7 +146,6 @@ class Story:
         if code <= 0:
             how = f"was killed by {signal.Signals(-code).name}" if code else "was stopped"
             self._display.say(f"the worker {how}; starting another one")
-            self._watch.left(timeout=SESSIONS_END)  # the two must not be taken for one with too many connections
         self._worker.restart(code)
 
 

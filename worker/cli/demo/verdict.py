@@ -14,10 +14,16 @@ from worker.cli.demo.processes import Stopped
 from worker.cli.demo.watch import Counts
 
 MOST_SHOWN = 10
+SAMPLES_SHOWN = 8
 
 SUM_DUPLICATES: LiteralString = """
     SELECT coalesce(sum(copies - 1), 0)::bigint, coalesce(sum(wasted), 0)::bigint
     FROM inventory.duplicate"""
+
+LIST_SAMPLES: LiteralString = """
+    SELECT files
+    FROM inventory.progress
+    ORDER BY sampled_at"""
 
 LIST_DEAD: LiteralString = """
     SELECT actor, args::text, error
@@ -38,6 +44,11 @@ def duplicates(conn: psycopg.Connection) -> Duplicates:
     return Duplicates(*conn.execute(SUM_DUPLICATES).fetchone() or (0, 0))
 
 
+def samples(conn: psycopg.Connection) -> list[int]:
+    """How many files there were at each sample that the two-second schedule took."""
+    return [files for (files,) in conn.execute(LIST_SAMPLES)]
+
+
 def dead_jobs(conn: psycopg.Connection) -> list[str]:
     """A sentence for each of the first dead jobs."""
     rows = conn.execute(LIST_DEAD, {"limit": MOST_SHOWN})
@@ -51,11 +62,11 @@ class Verdict:
     comparison: Comparison
     duplicates: Duplicates
     counts: Counts
+    samples: list[int]
     dead: list[str]
     seconds: float
     rate: float
     most_sessions: int
-    too_many_sessions: int
     allowed_sessions: int
     sessions_left: int
     stopped: Stopped
@@ -70,8 +81,10 @@ class Verdict:
         if not self.comparison.is_equal:
             faults.append(f"the table has {self.comparison.table}, the walk {self.comparison.walk}")
         faults += self.dead
-        if self.too_many_sessions > 0:
-            faults.append(f"{self.too_many_sessions} connections more than allowed were seen at one moment")
+        if self.most_sessions > self.allowed_sessions:
+            faults.append(
+                f"{self.most_sessions} connections were seen at one moment, {self.allowed_sessions} are allowed"
+            )
         if self.sessions_left:
             faults.append(f"{self.sessions_left} connections were left after the worker had stopped")
         if self.counts.ticks == 0:
@@ -96,6 +109,7 @@ class Verdict:
             ("speed", f"{self.rate:,.0f} jobs/s"),
             ("connections", f"{self.most_sessions} at most, {self.allowed_sessions} allowed"),
             ("two-second schedule", f"{_number(self.counts.ticks, 'tick')} fired"),
+            ("its samples", f"{_spread(self.samples)} files"),
             ("drain", f"{self.stopped.drain:.2f} s, {_number(self.sessions_left, 'connection')} left"),
         ]
         rows += [("worker killed", _number(self.restarts, "time"))] if self.restarts else []
@@ -128,6 +142,12 @@ def _files(totals: Totals) -> str:
 
 def _number(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _spread(samples: list[int]) -> str:
+    """Some of *samples*, evenly spaced, the last one always."""
+    step = -(-len(samples) // SAMPLES_SHOWN) or 1
+    return " ".join(f"{files:,}" for files in samples[::-1][::step][::-1]) or "no"
 
 
 def _some(paths: list[bytes]) -> str:

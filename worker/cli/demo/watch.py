@@ -14,13 +14,23 @@ from worker.cli.database import connect
 INTERVAL = 0.01
 STOP_TIMEOUT = 5.0
 
-# The sessions of every worker on this database, and how many the registered ones may have; the demo's own sessions
-# call themselves "demo ...".
+# By worker, because each has its own limit and somebody may start a second one. The demo's own sessions call
+# themselves "demo ...".
 COUNT_SESSIONS: LiteralString = """
-    SELECT
-        (SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND application_name LIKE 'carpool%'),
-        (SELECT coalesce(sum(pool_size), 0) FROM worker.worker)"""
+    SELECT count(*)
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name LIKE 'carpool %'
+    GROUP BY application_name
+    ORDER BY count(*) DESC
+    LIMIT 1"""
+
+# Sessions of workers that have signed off, or never signed on.
+COUNT_LEFT: LiteralString = """
+    SELECT count(*)
+    FROM pg_stat_activity
+    WHERE datname = current_database()
+        AND application_name LIKE 'carpool %'
+        AND application_name NOT IN (SELECT 'carpool ' || id FROM worker.worker)"""
 
 # What waits does not count the schedule's own jobs, or the queue would never be empty for long.
 COUNT_EVERYTHING: LiteralString = """
@@ -48,31 +58,25 @@ def counts(conn: psycopg.Connection) -> Counts:
     return Counts(*conn.execute(COUNT_EVERYTHING).fetchone() or ())
 
 
+def sessions_left(conn: psycopg.Connection, *, timeout: float) -> int:
+    """How many sessions no living worker owns: none, or what there is after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        (left,) = conn.execute(COUNT_LEFT).fetchone() or (0,)
+        if left == 0 or time.monotonic() > deadline:
+            return int(left)
+        time.sleep(INTERVAL)
+
+
 class SessionWatch:
-    """
-    Counts the sessions of workers a hundred times a second, in `pg_stat_activity`, from a session of its own.
+    """Counts the worker's sessions a hundred times a second, in `pg_stat_activity`, from a session of its own."""
 
-    Args:
-        allowed: How many there may be, while no second worker is registered.
-    """
-
-    def __init__(self, url: str, *, allowed: int) -> None:
+    def __init__(self, url: str) -> None:
         self.now = 0
         self.most = 0
-        self.too_many = 0
-        """The most that were seen above what was allowed at that moment."""
-        self._allowed = allowed
-        self._registered = 0
         self._conn = connect(url, name="demo watch")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="session-watch", daemon=True)
-
-    def left(self, *, timeout: float) -> int:
-        """Sessions that no registered worker accounts for, once there are none or *timeout* seconds are over."""
-        deadline = time.monotonic() + timeout
-        while self.now > self._registered and time.monotonic() < deadline:
-            time.sleep(INTERVAL)
-        return max(0, self.now - self._registered)
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL):
@@ -80,13 +84,8 @@ class SessionWatch:
                 row = self._conn.execute(COUNT_SESSIONS, prepare=True).fetchone()
             except psycopg.Error:
                 return  # the database is gone, which the story's own connection tells
-            if row is not None:
-                self._note(*row)
-
-    def _note(self, sessions: int, registered: int) -> None:
-        self.now, self._registered = sessions, registered
-        self.most = max(self.most, sessions)
-        self.too_many = max(self.too_many, sessions - max(self._allowed, registered))
+            self.now = row[0] if row else 0
+            self.most = max(self.most, self.now)
 
     def __enter__(self) -> Self:
         self._thread.start()
