@@ -278,6 +278,16 @@ def test_it_can_be_entered_again(book: Book, database: str) -> None:
             wait_until(lambda: len(book.told()) > ticks, PATIENCE, "a tick of the second round")
 
 
+def test_work_that_never_ended_does_not_hold_up_the_next_round() -> None:
+    submit = Unreachable()
+    mine = scheduler(submit, SLOW)
+
+    for _ in range(4):
+        submit.futures.clear()
+        with mine:
+            wait_until(lambda: submit.futures, PATIENCE, "the first look of the round")
+
+
 def test_leaving_does_not_wait_for_a_database_that_is_gone() -> None:
     submit = Unreachable()
     with scheduler(submit):

@@ -72,10 +72,10 @@ CASES = [
 
 
 @cache
-def walk(zone: str, day: str) -> list[tuple[datetime, datetime]]:
-    """Every minute around the change, as (instant, what the clock on the wall shows)."""
+def walk(zone: str, day: str, days: int = 2) -> list[tuple[datetime, datetime]]:
+    """Every minute of some days before and after the change, as (instant, what the clock on the wall shows)."""
     change = datetime.fromisoformat(day).replace(hour=12, tzinfo=UTC)
-    instants = (change + number * MINUTE for number in range(-2 * 1440, 2 * 1440))
+    instants = (change + number * MINUTE for number in range(-days * 1440, days * 1440))
     return [(instant, instant.astimezone(ZoneInfo(zone)).replace(tzinfo=None)) for instant in instants]
 
 
@@ -128,6 +128,62 @@ def test_the_next_tick_is_right_from_any_instant(
     found = Cron(parse(text), ZoneInfo(change[0])).after(start)
 
     assert found == known[bisect_right(known, start)]
+
+
+def change_in(minutes: list[tuple[datetime, datetime]]) -> tuple[datetime, datetime]:
+    """When the clock is turned, and a time late in what it then skips or shows twice."""
+    for (_, before), (instant, wall) in pairwise(minutes):
+        if wall != before + MINUTE:
+            return instant, min(wall, before) + abs(wall - before - MINUTE) * 0.9 + MINUTE
+    return minutes[len(minutes) // 2]
+
+
+@pytest.mark.parametrize(("zone", "day"), CHANGES)
+def test_a_rare_tick_at_a_change_is_found_from_far_and_from_near(zone: str, day: str) -> None:
+    # Once a year, so that the calendar's next entry is either the one at the change or a year away from it.
+    minutes = walk(zone, day, days=6)
+    change, moment = change_in(minutes)
+    date = f"{moment.day} {moment.month} *"
+    cases = [
+        Case(f"{moment.minute} {moment.hour} {date}", lambda wall: wall == moment.replace(second=0)),
+        Case(f"15,35 {moment.hour} {date}", lambda wall: in_its_hour(wall) and wall.minute in (15, 35)),
+        Case(f"*/20 {moment.hour} {date}", lambda wall: in_its_hour(wall) and wall.minute % 20 == 0, elapsed=True),
+    ]
+
+    near = [instant for instant, _ in minutes if abs(instant - change) < timedelta(hours=3)]
+    starts = [instant for instant, _ in minutes[::211]] + near[::13]
+
+    def in_its_hour(wall: datetime) -> bool:
+        return (wall.date(), wall.hour) == (moment.date(), moment.hour)
+
+    for case in cases:
+        cron, known = Cron(parse(case.text), ZoneInfo(zone)), expected(case, minutes)
+        for start in starts:
+            found = cron.after(start.astimezone(ZoneInfo(zone)))
+            later = known[bisect_right(known, start) :]
+            assert found == later[0] if later else found > minutes[-1][0], f"{case.text} after {start}"
+
+
+@pytest.mark.parametrize(("zone", "day"), CHANGES)
+def test_a_change_costs_a_schedule_of_each_second_only_a_few_looks(
+    zone: str, day: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By wall clock, as no field of its hours and minutes starts with `*`: walking the hour would take 3600 looks.
+    looks: list[datetime] = []
+    look = Cron._next_wall
+
+    def counted(cron: Cron, wall: datetime) -> datetime:
+        looks.append(wall)
+        return look(cron, wall)
+
+    monkeypatch.setattr(Cron, "_next_wall", counted)
+    cron = Cron(parse("* 0-59 0-23 * * *", seconds=True), ZoneInfo(zone))
+    change, _ = change_in(walk(zone, day))
+
+    for minutes in range(-90, 90, 7):
+        looks.clear()
+        cron.after(change + minutes * MINUTE)
+        assert len(looks) < 20
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])

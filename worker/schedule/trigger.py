@@ -51,8 +51,8 @@ class Cron:
             ticks = [tick for wall in walls for tick in self._instants(wall) if tick > start]
             if ticks:
                 return min(ticks)
-            # Each of them fell into a gap where an `elapsed` schedule has no tick.
-            wall = max(walls)
+            # Each fell into a gap where an `elapsed` schedule has no tick.
+            wall = self._next_wall(max(walls))
 
     @cached_property
     def _calendars(self):  # type: ignore[no-untyped-def]  # APScheduler 3 ships no types
