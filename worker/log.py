@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 import structlog
@@ -33,13 +35,33 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
-def configure(log_format: str = "auto", log_level: str = "info", *, stream: TextIO | None = None) -> None:
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes records to a stream, each within *around*."""
+
+    def __init__(self, stream: TextIO, around: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__(stream)
+        self._around = around
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        with self._around():
+            return bool(super().handle(record))
+
+
+def configure(
+    log_format: str = "auto",
+    log_level: str = "info",
+    *,
+    stream: TextIO | None = None,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """
     Send every log record of this process to *stream* (stderr when None); a second call replaces the first.
 
     Args:
         log_format: "console", "json", or "auto": console on a terminal, JSON elsewhere.
         log_level: Of our own events; others' are shown from "info" on, some only from "warning".
+        around: Entered for each record. A worker keeps the interrupts of its jobs out of it: one that met the
+            handler between taking its lock and giving it back would stop every thread that ever logs again.
     """
     level = logging.getLevelNamesMapping()[log_level.upper()]
     stream = stream or sys.stderr
@@ -56,7 +78,7 @@ def configure(log_format: str = "auto", log_level: str = "info", *, stream: Text
         # Tracebacks as text: structured ones carry every local variable, and with them the jobs' arguments.
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=False, default=str)]
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream, around)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -66,7 +66,8 @@ def redis_client() -> Any:
 
 @pytest.fixture
 def redis_result_backend(redis_client: Any) -> ResultBackend:
-    return results.RedisBackend(client=redis_client)
+    backend: ResultBackend = results.RedisBackend(client=redis_client)
+    return backend
 
 
 @pytest.fixture(params=BACKENDS)
@@ -80,5 +81,6 @@ def result_backend(request: pytest.FixtureRequest) -> ResultBackend:
 @pytest.fixture(params=BACKENDS)
 def rate_limiter_backend(request: pytest.FixtureRequest) -> RateLimiterBackend:
     if request.param == "redis":
-        return rate_limits.RedisBackend(client=request.getfixturevalue("redis_client"))
+        backend: RateLimiterBackend = rate_limits.RedisBackend(client=request.getfixturevalue("redis_client"))
+        return backend
     return rate_limits.StubBackend()

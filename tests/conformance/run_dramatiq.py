@@ -4,7 +4,8 @@ Dramatiq's own tests, run against our broker: `python -m tests.conformance.run_d
 CHECKOUT is a copy of Dramatiq's repository at the version that is installed. Its tests run unchanged, with our broker
 under the name of Dramatiq's StubBroker and with Dramatiq's own Worker; on a fresh database of the server that
 WORKER_TEST_DATABASE_URL names, else of an embedded one. Needs `pip install pika redis`; a Redis server is used when
-one answers.
+one answers. A few tests allow 0.2 s for a worker's start and ten retries, which takes half of that on an idle machine
+and more than all of it on a busy one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,38 @@ FILES = (
     "middleware",
 )
 
-DESELECTED: dict[str, str] = {}
+_NO_BROKER = "no broker takes part"
+_RABBITMQ = "its subject is Dramatiq's RabbitMQ broker"
+_OUTERMOST = "expects AgeLimit first of all middleware; ours begins with the job's transaction"
+
+# What does not run, and why. Nothing else is left out.
+DESELECTED = {
+    "middleware/test_asyncio.py::test_event_loop_thread_run_coroutine_interrupted": (
+        f"{_NO_BROKER}; its exception hits pytest itself when the machine is busy"
+    ),
+    "middleware/test_prometheus.py::test_prometheus_middleware_exposes_metrics": (
+        f"{_NO_BROKER}; needs prometheus_client and a fixed port"
+    ),
+    "middleware/test_shutdown.py::test_shutdown_notifications_are_received": (
+        "expects a job that a shutdown has cut to be dead; ours is given back with its attempt restored"
+    ),
+    "middleware/test_shutdown.py::test_shutdown_notifications_dont_notify_completed_threads": (
+        "the same: it would wait for ever for the job that was given back"
+    ),
+    "test_actors.py::test_messages_belonging_to_missing_actors_are_rejected": (
+        "a job whose actor nobody knows stays in the queue, for the worker of the next deployment"
+    ),
+    "test_actors.py::test_worker_handles_non_numeric_eta_and_logs_warning": (
+        "Dramatiq's worker warns about an eta that it meets; ours is taken off when the job is stored"
+    ),
+    "test_broker.py::test_broker_middleware_can_be_added_after_other_middleware": _OUTERMOST,
+    "test_broker.py::test_broker_middleware_can_be_added_before_other_middleware": _OUTERMOST,
+    "test_broker.py::test_broker_uses_rabbitmq_if_not_set": _RABBITMQ,
+    "test_broker.py::test_can_instantiate_brokers_without_middleware": _RABBITMQ,
+    "test_worker.py::test_workers_process_messages_in_order": (
+        "looks for five jobs in the worker's memory 1 ms after the last send; a claim takes a round trip"
+    ),
+}
 
 # Not `tests`, which is our own package.
 _PACKAGE = "dramatiq_tests"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from typing import Any, LiteralString
 
 import psycopg
 from dramatiq import Message, MessageProxy, Middleware
@@ -28,8 +29,12 @@ class StandInBroker(PostgresBroker):
     def __init__(self, middleware: list[Middleware] | None = None, *, fail_fast_default: bool = True) -> None:
         super().__init__(database_url, middleware=middleware)
         self.fail_fast_default = fail_fast_default
-        self.dead_letters: list[MessageProxy] = []
+        self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.queues = StandInQueues(self)
+
+    @property
+    def dead_letters(self) -> list[MessageProxy]:
+        return [dead for queue in self.dead_letters_by_queue.values() for dead in queue]
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         # Dramatiq takes the exception from the proxy when it is settled; tests that look for leaks patch the stub's
@@ -37,19 +42,18 @@ class StandInBroker(PostgresBroker):
         if signal == "nack" and _StubMessageProxy.clear_exception is not MessageProxy.clear_exception:
             kept = MessageProxy(args[0]._message)
             kept._exception = args[0]._exception
-            self.dead_letters.append(kept)
+            self.dead_letters_by_queue[kept.queue_name].append(kept)
         super().emit_before(signal, *args, **kwargs)
 
     def flush_all(self) -> None:
         super().flush_all()
-        self.dead_letters.clear()
+        self.dead_letters_by_queue.clear()
 
     def join(self, queue_name: str, *, timeout: int | None = None, fail_fast: bool | None = None) -> None:
         super().join(queue_name, timeout=timeout or _PATIENCE_MS)
         if self.fail_fast_default if fail_fast is None else fail_fast:
-            for dead in self.dead_letters:
-                if dead.queue_name == queue_name:
-                    raise dead._exception or Exception("Message failed with unknown error") from None
+            for dead in self.dead_letters_by_queue[queue_name]:
+                raise dead._exception or Exception("Message failed with unknown error") from None
 
 
 class StandInQueues(set[str]):
@@ -76,14 +80,16 @@ class StandInQueue:
         self._broker.enqueue(Message.decode(encoded))
 
     def get(self, timeout: float) -> bytes:
-        with psycopg.connect(database_url) as conn:
-            rows = conn.execute("SELECT message FROM worker.job WHERE queue = %s", [self._name])
-            return bytes(next(rows)[0])
+        return bytes(self._jobs("SELECT message FROM worker.job WHERE queue = %s")[0][0])
 
     def qsize(self) -> int:
-        """How many wait for a worker: those that one has claimed are no longer in the queue."""
+        """How many wait for a worker: those that one has claimed are in its memory."""
+        return len(self._jobs("SELECT id FROM worker.job WHERE queue = %s AND state = 'available'"))
+
+    @property
+    def unfinished_tasks(self) -> int:
+        return len(self._jobs("SELECT id FROM worker.job WHERE queue = %s"))
+
+    def _jobs(self, statement: LiteralString) -> list[tuple[Any, ...]]:
         with psycopg.connect(database_url) as conn:
-            [(waiting,)] = conn.execute(
-                "SELECT count(*) FROM worker.job WHERE queue = %s AND state = 'available'", [self._name]
-            )
-        return int(waiting)
+            return conn.execute(statement, [self._name]).fetchall()

@@ -6,12 +6,12 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from tests.factories import InThread, backend_pid, num_sessions, scalar, terminate
+from tests.factories import InThread, backend_pid, is_there, num_sessions, scalar, terminate
 from tests.pool.conftest import OpenPool
-from worker.pool import Pool, holder
+from worker.pool import Connection, Pool, holder
 
 
-def take_and_hold(pool: Pool, who: str) -> psycopg.Connection:
+def take_and_hold(pool: Pool, who: str) -> Connection:
     token = holder.set(who)
     try:
         return pool.getconn()
@@ -81,9 +81,8 @@ def test_all_idle_connections_dying_at_once_is_noticed_by_nobody(open_pool: Open
 
 def test_a_connection_that_broke_in_use_is_replaced(open_pool: OpenPool, db: psycopg.Connection) -> None:
     pool = open_pool(max_size=1)
-    with pytest.raises(psycopg.OperationalError), pool.connection() as conn:
+    with pool.connection() as conn:
         terminate(db, backend_pid(conn))
-        conn.execute("SELECT 1")
 
     with pool.connection() as conn:
         assert scalar(conn, "SELECT 1") == 1
@@ -138,3 +137,25 @@ def test_checkouts_are_listed_longest_first(open_pool: OpenPool) -> None:
 
     pool.putconn(first)
     pool.putconn(second)
+
+
+def test_what_somebody_who_is_gone_kept_is_ended_and_replaced(open_pool: OpenPool, db: psycopg.Connection) -> None:
+    pool = open_pool(max_size=1)
+    kept = take_and_hold(pool, "job charge 42")
+    pid = backend_pid(kept)
+
+    pool.reclaim("job charge 42")
+
+    assert not is_there(db, pid)
+    with pool.connection(timeout=2) as conn:
+        assert scalar(conn, "SELECT 1") == 1
+
+
+def test_what_others_hold_is_not_reclaimed(open_pool: OpenPool) -> None:
+    pool = open_pool(max_size=1)
+    held = take_and_hold(pool, "job charge 42")
+
+    pool.reclaim("job charge 43")
+
+    assert scalar(held, "SELECT 1") == 1
+    pool.putconn(held)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 
-from tests.factories import APPLICATION, InThread, num_sessions
+from tests.factories import APPLICATION, InThread, num_sessions, scalar
 from tests.pool.conftest import OpenPool
 from tests.waiting import wait_until
 from worker.pool import Pool
@@ -135,3 +135,18 @@ def test_closing_a_connection_returns_when_its_session_is_gone(
     assert left == [7, 6, 5, 4, 3, 2, 1, 0]
     for conn in taken:
         pool.putconn(conn)
+
+
+def test_closing_a_connection_in_the_middle_of_a_statement_ends_its_session_too(
+    open_pool: OpenPool, db: psycopg.Connection
+) -> None:
+    """The server hears Terminate only when the statement is over."""
+    pool = open_pool(max_size=1)
+    conn = pool.getconn()
+    conn.pgconn.send_query(b"SELECT pg_sleep(600)")
+    wait_until(lambda: scalar(db, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"), 5, "the query")
+
+    conn.close()
+
+    assert num_sessions(db) == 0
+    pool.putconn(conn)

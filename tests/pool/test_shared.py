@@ -37,9 +37,7 @@ def test_sixteen_racing_callers_share_one_pool(db: psycopg.Connection) -> None:
     assert num_sessions(db, "carpool") == 1
 
 
-def test_a_failed_attempt_is_not_kept(
-    database: str, monkeypatch: pytest.MonkeyPatch, named_database: None
-) -> None:
+def test_a_failed_attempt_is_not_kept(database: str, monkeypatch: pytest.MonkeyPatch, named_database: None) -> None:
     monkeypatch.setenv("WORKER_DATABASE_URL", re.sub(r"/worker_test_\w+", "/nosuchdb", database))
     with pytest.raises(DatabaseUnavailable):
         get_pool()

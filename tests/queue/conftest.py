@@ -31,8 +31,8 @@ INSERT_ROW = """
         args, options, error
     )
     SELECT %(id)s, %(queue)s, %(actor)s, %(state)s, %(priority)s, due, due + %(priority)s * interval '60 s',
-        %(token)s, %(attempt)s, %(crashes)s, %(claimed_by)s::uuid, CASE WHEN %(state)s = 'running' THEN now() END, now(),
-        %(args)s::jsonb, '{}', NULL
+        %(token)s, %(attempt)s, %(crashes)s, %(claimed_by)s::uuid, CASE WHEN %(state)s = 'running' THEN now() END,
+        now(), %(args)s::jsonb, '{}', NULL
     FROM (SELECT now() + %(due_in)s * interval '1 second' AS due) AS due"""
 
 InsertJob = Callable[..., UUID]

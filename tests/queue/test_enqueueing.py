@@ -113,7 +113,9 @@ def test_a_send_after_the_block_is_on_its_own_again(
     assert num_jobs(db) == 1
 
 
-def test_an_inner_binding_counts(charge: Any, caller: psycopg.Connection, database: str, db: psycopg.Connection) -> None:
+def test_an_inner_binding_counts(
+    charge: Any, caller: psycopg.Connection, database: str, db: psycopg.Connection
+) -> None:
     with bind(caller), psycopg.connect(database) as inner, bind(inner):
         charge.send(42)
 

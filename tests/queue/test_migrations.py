@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -20,7 +19,7 @@ NEWEST = migrations()[-1].version
 
 
 @pytest.fixture
-def empty(server: str, db: psycopg.Connection) -> Iterator[Schema]:
+def empty() -> Schema:
     """A schema that is not there yet."""
     return Schema("another")
 
@@ -73,7 +72,9 @@ def test_a_missing_schema_is_refused_with_the_command(empty: Schema, db: psycopg
 def test_an_old_schema_is_refused_with_both_versions(db: psycopg.Connection) -> None:
     db.execute("DELETE FROM worker.migration WHERE version = %s", [NEWEST])
 
-    with pytest.raises(SchemaError, match=rf"has version {NEWEST - 1}, this worker needs {NEWEST}: run 'worker migrate'"):
+    with pytest.raises(
+        SchemaError, match=rf"has version {NEWEST - 1}, this worker needs {NEWEST}: run 'worker migrate'"
+    ):
         Schema().check(db)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.factories import own_database
 from tests.queue.conftest import SCHEMA
-from worker.queue.statements import CLAIM_JOBS, GET_NEXT_DUE, LIST_CLAIMED, PROMOTE_DUE, RESCUE_JOBS
+from worker.queue.statements import CLAIM_JOBS, LIST_CLAIMED, PROMOTE_DUE, RESCUE_JOBS
 
 OTHERS = """
     INSERT INTO worker.job (id, queue, actor, state, due_at, rank, claimed_by, enqueued_at, args)
@@ -30,7 +30,6 @@ CASES: dict[str, tuple[LiteralString, dict[str, Any], str]] = {
         "job_available",
     ),
     "promote": (PROMOTE_DUE, {}, "job_scheduled"),
-    "next due": (GET_NEXT_DUE, {}, "job_scheduled"),
     "rescue": (RESCUE_JOBS, {"dead": uuid4(), "max_crashes": 3, "reason": "crashed"}, "job_running"),
     "reconcile": (LIST_CLAIMED, {"worker": uuid4()}, "job_running"),
 }

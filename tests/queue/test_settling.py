@@ -1,4 +1,4 @@
-"""Settling: each outcome in one statement, fenced by its token; a batch can be repeated, and one bad row spoils no other."""
+"""Settling: every outcome is fenced by its token, a batch can be repeated, and a bad row spoils no other."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import pytest
 
 from tests.factories import column, scalar
 from tests.queue.conftest import SCHEMA, InsertJob, claim, dispatching
+from worker import clock
 from worker.queue.claim import Claim
 from worker.queue.enqueue import NewJob
+from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.settlement import Outcome, Settlement, settle, storable
 
 EVERY_OUTCOME = list(Outcome)
 # What `jsonb` refuses although it is JSON; the encoder never lets it through, so a test must smuggle it in.
 POISON = '{"note": "\\u0000"}'
+
+
+@pytest.fixture(autouse=True)
+def _history(db: psycopg.Connection) -> None:
+    History(SCHEMA).maintain(db, clock.now().date())
 
 
 @pytest.fixture
@@ -85,9 +92,11 @@ def test_a_retried_job_keeps_its_row_its_attempts_and_its_error(claimed: Claim, 
 
 
 def test_a_retry_with_a_delay_waits_for_its_time(claimed: Claim, db: psycopg.Connection) -> None:
-    settle(db, SCHEMA, [outcome_of(claimed, Outcome.RETRY, delay=60)])
+    settle(db, SCHEMA, [outcome_of(claimed, Outcome.RETRY, delay=60.0)])
 
-    query = "SELECT state, due_at BETWEEN now() + interval '55 s' AND now() + interval '60 s', rank = due_at FROM worker.job"
+    query = """
+        SELECT state, due_at BETWEEN now() + interval '55 s' AND now() + interval '60 s', rank = due_at
+        FROM worker.job"""
     assert db.execute(query.encode()).fetchall() == [("scheduled", True, True)]
 
 
@@ -164,7 +173,7 @@ def test_what_follows_from_one_of_a_batch_that_lost_its_lease_is_not_sent(
 
 @pytest.mark.parametrize("outcome", EVERY_OUTCOME)
 def test_a_repeated_batch_changes_nothing(claimed: Claim, db: psycopg.Connection, outcome: Outcome) -> None:
-    batch = [outcome_of(claimed, outcome, following=(child(), child(delay=60)))]
+    batch = [outcome_of(claimed, outcome, following=(child(), child(delay=60.0)))]
     settle(db, SCHEMA, batch)
     before = everything(db)
 

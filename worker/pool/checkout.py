@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType
-from typing import Any
 
-import psycopg
 import psycopg_pool
 
 from worker import clock
+from worker.pool.connection import Connection
 
 # Set around each job, so that a checkout names the job and not just a thread of ours.
 holder: ContextVar[str | None] = ContextVar("holder", default=None)
+
+# How the running job's interrupts are put off for a moment, set by whoever may interrupt it. One that met the pool
+# while it hands over a connection would lose that connection, or leave a lock taken for ever.
+shield: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar("shield", default=nullcontext)
 
 _DEPTH = 4
 _OURS = str(Path(__file__).parent)
@@ -27,7 +32,7 @@ class Checkout:
 
     __slots__ = ("conn", "holder", "since", "thread", "where")
 
-    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+    def __init__(self, conn: Connection) -> None:
         self.conn = conn
         self.holder = holder.get()
         self.thread = threading.current_thread()

@@ -27,6 +27,10 @@ class Connection(psycopg.Connection[Any]):
         """Send Terminate and wait until the server has ended the session, 2 s at most; twice is harmless."""
         if self.closed:
             return
+        if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            # A server in the middle of a statement hears Terminate only when that is over.
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=_GOODBYE)
         copy = self._socket_copy()
         super().close()
         if copy is not None:

@@ -14,7 +14,7 @@ from psycopg_pool import PoolTimeout
 from worker import clock, log
 from worker.config import redacted
 from worker.errors import DatabaseUnavailable
-from worker.pool.checkout import Checkout
+from worker.pool.checkout import Checkout, shield
 from worker.pool.connection import Connection
 from worker.pool.options import PoolOptions
 
@@ -86,6 +86,12 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             PoolClosed: The pool is closed or closing.
         """
         timeout = self.timeout if timeout is None else timeout
+        with shield.get()():
+            conn = self._take_live(timeout)
+            self._checkouts[id(conn)] = Checkout(conn)
+        return conn
+
+    def _take_live(self, timeout: float) -> Connection:
         deadline = clock.monotonic() + timeout
         while True:
             try:
@@ -93,18 +99,28 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             except PoolTimeout:
                 raise PoolTimeout(self._why_none_is_free(timeout)) from None
             if conn.is_live():
-                break
+                return conn
             # Found dead while idle, say after a restart of the server: let the caller notice nothing.
             self._retire(conn)
-        self._checkouts[id(conn)] = Checkout(conn)
-        return conn
 
     def putconn(self, conn: Connection) -> None:
         """Return a connection taken with `getconn`; a broken one is replaced."""
-        self._checkouts.pop(id(conn), None)
-        super().putconn(conn)
-        with self._returned:
-            self._returned.notify_all()
+        with shield.get()():
+            self._checkouts.pop(id(conn), None)
+            super().putconn(conn)
+            with self._returned:
+                self._returned.notify_all()
+
+    def reclaim(self, holder: str) -> None:
+        """
+        End what *holder* still has out: it is over, and nobody else will return it.
+
+        The connection is never handed on, because its session may be in any state; another takes its place.
+        """
+        for checkout in self.checkouts():
+            if checkout.holder == holder and self._checkouts.pop(id(checkout.conn), None) is not None:
+                logger.error("pool.leaked", checkout=str(checkout))
+                self._retire(checkout.conn)
 
     # The runtime's own connection
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,14 +14,14 @@ from typing import Any
 import dramatiq.broker
 import psycopg
 from dramatiq import Broker, Consumer, Message, Middleware
-from dramatiq.common import current_millis
+from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import default_middleware
 
 from worker import log
 from worker.config import Config
 from worker.errors import ConfigError
-from worker.pool import Pool, PoolOptions, get_pool
+from worker.pool import Pool, PoolOptions, get_pool, shield
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
@@ -139,9 +139,13 @@ class PostgresBroker(Broker):
             ArgumentError: Its arguments do not fit the job.
             BrokerConnectionError: The database is out of reach; whether the job exists is not known.
         """
+        if isinstance(message, Delivery) and message.settled:
+            # Dramatiq's Worker calls the hooks again when it was interrupted in them: what is committed is not retried.
+            return message
         if delay is not None:
             message = message.copy(options={"eta": current_millis() + delay})
-        if message.queue_name not in self.queues:
+        # Another broker's delayed message may name its delay queue; here it has none.
+        if q_name(message.queue_name) not in self.queues:
             raise QueueNotFound(message.queue_name)
         self.emit_before("enqueue", message, delay)
         delivery = current.get()
@@ -170,7 +174,8 @@ class PostgresBroker(Broker):
             return
         try:
             if self.dispatcher is not None:
-                _wait_for(self.dispatcher.send([job]))
+                with shield.get()():
+                    _wait_for(self.dispatcher.send([job]))
             else:
                 with self.pool.connection() as conn:
                     insert(conn, self.schema, [job])
@@ -178,6 +183,11 @@ class PostgresBroker(Broker):
             raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
 
     # Hooks
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "worker_shutdown" and self._feed is not None:
+            self._feed.drain()
+        super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal in ("process_message", "skip_message") and isinstance(args[0], Delivery):
@@ -197,11 +207,11 @@ class PostgresBroker(Broker):
         """
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
-        try:
-            with self._opening:
-                feed = self._feed or self._start_consuming()
-        except psycopg.OperationalError as exc:
-            raise BrokerConnectionError(str(exc)) from exc
+        with _reaching_the_database(), self._opening:
+            if self._feed is not None and self._feed.dispatcher.failure is not None:
+                self._feed.dispatcher.stop()
+                self._feed = None
+            feed = self._feed or self._start_consuming()
         return feed.join(queue_name, prefetch, timeout)
 
     def _start_consuming(self) -> ConsumerFeed:
@@ -236,7 +246,7 @@ class PostgresBroker(Broker):
         self._flush(sorted(self.queues))
 
     def _flush(self, queues: Sequence[str]) -> None:
-        with self.pool.connection() as conn:
+        with _reaching_the_database(), self.pool.connection() as conn:
             conn.execute(self.schema.render(FLUSH_QUEUES).encode(), {"queues": list(queues)})
 
     def join(self, queue_name: str, *, timeout: int | None = None) -> None:
@@ -249,6 +259,7 @@ class PostgresBroker(Broker):
         Raises:
             QueueNotFound: Nobody declared it.
             QueueJoinTimeout: Jobs were left after *timeout*.
+            BrokerConnectionError: The database is out of reach.
         """
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
@@ -260,7 +271,7 @@ class PostgresBroker(Broker):
 
     def has_jobs(self, queues: Sequence[str], states: Sequence[str] = _STATES) -> bool:
         """Whether any of *queues* holds a job in one of *states*."""
-        with self.pool.connection() as conn:
+        with _reaching_the_database(), self.pool.connection() as conn:
             parameters = {"queues": list(queues), "states": list(states)}
             row = conn.execute(self.schema.render(HAS_JOBS).encode(), parameters).fetchone()
         return row is not None and bool(row[0])
@@ -290,9 +301,19 @@ def postgres_broker() -> PostgresBroker:
     return broker
 
 
+@contextmanager
+def _reaching_the_database() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        raise BrokerConnectionError(str(exc)) from exc
+
+
 def _wait_for(sent: Future[None]) -> None:
     try:
         sent.result(_SEND_PATIENCE)
     except FutureTimeout:
         sent.cancel()
         raise psycopg.OperationalError(f"the database did not answer within {_SEND_PATIENCE:.0f} s") from None
+    except CancelledError:
+        raise psycopg.OperationalError("the worker has stopped before it was written") from None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -110,32 +113,49 @@ class ConsumerFeed:
     def __init__(self, actors: Callable[[], Iterable[str]], deliver: Callable[[Claim], Delivery | None]) -> None:
         self.deliver = deliver
         self._actors = actors
-        self._consumers: dict[str, PostgresConsumer] = {}
+        self._consumers: defaultdict[str, list[PostgresConsumer]] = defaultdict(list)
+        # A job that is offered to a consumer just when it closes would never run and never be given back.
+        self._lock = threading.Lock()
+        self._draining = False
 
     def join(self, queue_name: str, prefetch: int, timeout: int) -> PostgresConsumer:
-        """A consumer of *queue_name*; one that comes again takes the place of the one before."""
-        consumer = self._consumers[queue_name] = PostgresConsumer(self, queue_name, prefetch, timeout)
+        """One more consumer of *queue_name*."""
+        consumer = PostgresConsumer(self, queue_name, prefetch, timeout)
+        with self._lock:
+            self._consumers[queue_name].append(consumer)
+            self._draining = False
         self.dispatcher.wake()
         return consumer
 
     def leave(self, queue_name: str, consumer: PostgresConsumer) -> None:
-        if self._consumers.get(queue_name) is consumer:
-            del self._consumers[queue_name]
+        """Offer *consumer* nothing from now on; twice is harmless."""
+        with self._lock, suppress(ValueError):
+            self._consumers[queue_name].remove(consumer)
+
+    def drain(self) -> None:
+        """Claim nothing more until another consumer joins: Dramatiq's consumers outlive the threads they feed."""
+        self._draining = True
 
     def release(self, claim: Claim) -> None:
         self.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
 
     def rooms(self) -> list[Room]:
         actors = list(self._actors())
-        return [Room([name], actors, consumer.room) for name, consumer in list(self._consumers.items())]
+        with self._lock:
+            room = {name: sum(consumer.room for consumer in served) for name, served in self._consumers.items()}
+        return [Room([name], actors, 0 if self._draining else limit) for name, limit in room.items()]
 
     def put(self, claims: list[Claim]) -> None:
         for claim in claims:
-            consumer = self._consumers.get(claim.queue)
-            if consumer is None:
+            if not self._offer(claim):
                 self.release(claim)
-            else:
-                consumer.offer(claim)
+
+    def _offer(self, claim: Claim) -> bool:
+        with self._lock:
+            consumers = self._consumers[claim.queue]
+            if consumers:
+                max(consumers, key=lambda consumer: consumer.room).offer(claim)
+            return bool(consumers)
 
     def lost(self, claims: list[Claim]) -> None:
         """Dramatiq's Worker cannot be told; what it settles with a lost token changes nothing."""

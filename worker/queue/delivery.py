@@ -65,6 +65,14 @@ class Delivery(MessageProxy):
         entered, self._in_body = not self._in_body, True
         return entered
 
+    def leave_body(self, *, failed: bool) -> None:
+        """From here on hooks collect. What a body that *failed* collected goes with its transaction."""
+        # A send that was refused in the body was the body's to handle; in a hook nobody would.
+        self.broken = None
+        if failed:
+            self.following.clear()
+            self.rescheduled = None
+
     def injected(self, kind: str) -> Any:
         """What a parameter of *kind* gets."""
         if kind == "Pool":

@@ -38,13 +38,13 @@ _POLL_WITH_OTHERS = 1.0
 _POLL_IN_RESCUE = 0.25
 _RECONNECT = 0.2
 _HOUSEKEEPING = 3600.0
+# After one that failed: without a partition for today no job can be recorded as done.
+_HOUSEKEEPING_AGAIN = 1.0
 _STATEMENT_TIMEOUT = "SET statement_timeout = '30s'"
 # Statistics of a table that was empty a moment ago make a scan of it all look cheap.
 _NO_SCANS = "SET enable_seqscan = off"
 # Where a scan cannot be avoided, the one before makes its cost look astronomic, and the server would spend a second
 # on compiling a statement of a millisecond.
-_NO_JIT = "SET jit = off"
-# A scan that is needed all the same then looks so dear that Postgres compiles the statement first: 0.4 to 0.8 s.
 _NO_JIT = "SET jit = off"
 
 
@@ -117,11 +117,13 @@ class Dispatcher:
         Write an outcome with the next group commit.
 
         Returns:
-            Whether the token still held, once it is durable.
+            Whether the token still held, once it is durable. After the end it did not: the job was given back.
         """
         written: Future[bool] = Future()
         self._settling.append((settlement, written))
         self.wake()
+        if self._over:
+            self._abandon()
         return written
 
     def forget(self, claim: Claim) -> None:
@@ -156,8 +158,7 @@ class Dispatcher:
         self.wake()
         if self._thread.ident is not None:
             self._thread.join(self._closing + 1.0)
-        for _, future in [*self._sending, *self._submitted]:
-            future.cancel()
+        self._abandon()
         if not self._thread.is_alive():
             self._alarm.close()
             self._ring.close()
@@ -173,11 +174,26 @@ class Dispatcher:
 
     def _defer(self, pending: deque[Any], item: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        if self._stop_by is not None and not self._thread.is_alive():
+        if self._over:
             raise psycopg.OperationalError("the worker has stopped: nothing can be written any more")
         pending.append((item, future))
         self.wake()
         return future
+
+    @property
+    def _over(self) -> bool:
+        return self.failure is not None or (self._stop_by is not None and not self._thread.is_alive())
+
+    def _abandon(self) -> None:
+        """Nobody writes what is still pending: whoever waits for it must know."""
+        for _, future in [*self._sending, *self._submitted]:
+            future.cancel()
+        with suppress(IndexError):
+            while self._over:
+                settlement, written = self._settling.popleft()
+                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
+                if written is not None:
+                    written.set_result(False)
 
     # The thread
 
@@ -189,6 +205,7 @@ class Dispatcher:
         except BaseException as exc:
             self.failure = exc
             logger.critical("dispatcher.failed", exc_info=True)
+            self._abandon()
 
     def _run_connected(self) -> None:
         """Passes on one connection, until it is lost or the work is over."""
@@ -216,7 +233,6 @@ class Dispatcher:
         conn.execute(_STATEMENT_TIMEOUT)
         conn.execute(_NO_SCANS)
         conn.execute(_NO_JIT)
-        conn.execute(_NO_JIT)
         conn.add_notify_handler(lambda notification: self._told(notification.channel))
         for channel in self.schema.channels.values():
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
@@ -240,8 +256,10 @@ class Dispatcher:
         self._run_submitted(conn)
         now = clock.monotonic()
         if now >= self._keep_house_at:
-            self._keep_house_at = now + _HOUSEKEEPING
+            # Before working, so that an error cannot keep us from everything else.
+            self._keep_house_at = now + _HOUSEKEEPING_AGAIN
             self._history.maintain(conn, clock.now().date())
+            self._keep_house_at = now + _HOUSEKEEPING
         if now >= self._next_due:
             self._promote(conn)
         if now >= self._renew_at:
@@ -266,13 +284,10 @@ class Dispatcher:
 
     def _settle(self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]]) -> None:
         try:
-            owned = settle(conn, self.schema, [settlement for settlement, _ in batch])
+            owned = self._settled(conn, [settlement for settlement, _ in batch])
         except psycopg.OperationalError:
             raise
         except psycopg.Error as exc:
-            if isinstance(exc, psycopg.errors.CheckViolation) and "partition" in str(exc):
-                # The history ends before today: this process could not keep house for a week.
-                self._history.maintain(conn, clock.now().date())
             self._settle_apart(conn, batch, exc)
             return
         for settlement, written in batch:
@@ -288,6 +303,16 @@ class Dispatcher:
                 self._next_due = min(self._next_due, clock.monotonic() + new.delay)
             if written is not None:
                 written.set_result(held)
+
+    def _settled(self, conn: psycopg.Connection[Any], settlements: list[Settlement]) -> set[UUID]:
+        try:
+            return settle(conn, self.schema, settlements)
+        except psycopg.errors.CheckViolation as exc:
+            if "partition" not in str(exc):
+                raise
+            # The history ends before today: this process could not keep house for a week.
+            self._history.maintain(conn, clock.now().date())
+            return settle(conn, self.schema, settlements)
 
     def _settle_apart(
         self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]], exc: psycopg.Error
@@ -400,7 +425,7 @@ class Dispatcher:
     # Waiting
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
-        if self._settling or self._sending or self._submitted:
+        if self._settling or self._sending or self._submitted or self._stop_by is not None:
             seconds = 0.0
         if self._poll(conn, seconds):
             conn.pgconn.consume_input()

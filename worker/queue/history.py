@@ -15,7 +15,10 @@ from worker.queue.statements import (
     CREATE_PARTITION,
     DETACH_PARTITION,
     DROP_PARTITION,
+    FINISH_DETACHING,
     LIST_PARTITIONS,
+    LOCK_HISTORY,
+    UNLOCK_HISTORY,
 )
 
 logger = log.get_logger(__name__)
@@ -42,38 +45,44 @@ class History:
         """
         Make the partitions of *today* and the week ahead, drop those that are too old; a second call does nothing.
 
-        Waits at most 2 s for a lock and leaves the rest to the next call. *conn* must be in autocommit.
+        One worker at a time keeps house. Waits at most 2 s for a lock, its turn included, and leaves the rest to the
+        next call. *conn* must be in autocommit.
         """
+        turn = {"name": f"{self._schema.name}.job_history"}
         conn.execute(_LOCK_TIMEOUT)
         try:
-            # Two workers that boot together want the same partitions: the second finds them made.
-            present = self._present(conn)
-            for ahead in range(_DAYS_AHEAD + 1):
-                if (day := today + timedelta(days=ahead)) not in present:
-                    self._create(conn, day)
-            for day in present:
-                if day < today - timedelta(days=self._keep):
-                    self._drop(conn, day)
+            conn.execute(LOCK_HISTORY, turn)
+            try:
+                self._maintain(conn, today)
+            finally:
+                conn.execute(UNLOCK_HISTORY, turn)
+        except psycopg.errors.LockNotAvailable as exc:
+            logger.warning("history.delayed", reason=str(exc))
         finally:
             conn.execute(_RESET_LOCK_TIMEOUT)
 
-    def _present(self, conn: psycopg.Connection[Any]) -> set[date]:
-        rows = conn.execute(LIST_PARTITIONS, {"parent": f"{self._schema.name}.job_history"})
-        return {datetime.strptime(name, f"{_PREFIX}%Y%m%d").replace(tzinfo=UTC).date() for (name,) in rows}
+    def _maintain(self, conn: psycopg.Connection[Any], today: date) -> None:
+        present = self._present(conn)
+        for ahead in range(_DAYS_AHEAD + 1):
+            if (day := today + timedelta(days=ahead)) not in present:
+                self._create(conn, day)
+        for day, state in present.items():
+            if day < today - timedelta(days=self._keep):
+                self._drop(conn, day, state)
+
+    def _present(self, conn: psycopg.Connection[Any]) -> dict[date, str]:
+        rows = conn.execute(LIST_PARTITIONS, {"schema": self._schema.name})
+        return {datetime.strptime(name, f"{_PREFIX}%Y%m%d").replace(tzinfo=UTC).date(): state for name, state in rows}
 
     def _create(self, conn: psycopg.Connection[Any], day: date) -> None:
-        try:
-            with conn.transaction():
-                self._run(conn, CREATE_PARTITION, day)
-                self._run(conn, ATTACH_PARTITION, day)
-        except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation, psycopg.errors.WrongObjectType) as exc:
-            logger.debug("history.partition_made_elsewhere", day=str(day), reason=str(exc))
-        except psycopg.errors.LockNotAvailable as exc:
-            logger.warning("history.partition_delayed", day=str(day), reason=str(exc))
+        with conn.transaction():
+            self._run(conn, CREATE_PARTITION, day)
+            self._run(conn, ATTACH_PARTITION, day)
 
-    def _drop(self, conn: psycopg.Connection[Any], day: date) -> None:
+    def _drop(self, conn: psycopg.Connection[Any], day: date, state: str) -> None:
         try:
-            self._run(conn, DETACH_PARTITION, day)
+            if state != "detached":
+                self._run(conn, DETACH_PARTITION if state == "attached" else FINISH_DETACHING, day)
             self._run(conn, DROP_PARTITION, day)
             logger.info("history.partition_dropped", day=str(day))
         except psycopg.Error as exc:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from dramatiq.middleware import SkipMessage
 
 from worker.queue.delivery import Delivery, describe
 from worker.queue.enqueue import NewJob, columns
 from worker.queue.schema import Schema
-from worker.queue.statements import SETTLE_JOBS
+from worker.queue.statements import FINISH_JOB, SETTLE_JOBS
 
 # The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
 _ERROR_LENGTH = 4000
@@ -65,7 +66,8 @@ def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
     error = None if exception is None else storable(describe(exception))
     if (new := delivery.rescheduled) is not None:
         return Settlement(*proof, Outcome.RETRY, new.delay, error, new.options, new.message, following)
-    if delivery.failed:
+    # What no middleware has dealt with is dead as well: Dramatiq's Worker would acknowledge it, and it would be gone.
+    if delivery.failed or not (exception is None or isinstance(exception, SkipMessage)):
         return Settlement(*proof, Outcome.DEAD, error=error or "skipped by middleware", following=following)
     return Settlement(*proof, Outcome.DONE, following=following)
 
@@ -78,7 +80,7 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
         The ids whose token still held; of all others nothing was written: their lease is lost.
     """
     # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
-    settlements = sorted(settlements)
+    settlements = sorted(settlements, key=lambda settlement: (settlement.id, settlement.token))
     parents = [(settlement.id, new) for settlement in settlements for new in settlement.following]
     rows = conn.execute(
         schema.render(SETTLE_JOBS).encode(),
@@ -96,6 +98,14 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
         },
     ).fetchall()
     return {row[0] for row in rows}
+
+
+def finish(conn: psycopg.Connection[Any], schema: Schema, settlement: Settlement) -> bool:
+    """Write one job's success in the transaction of *conn*; False when its lease is lost and nothing was written."""
+    if settlement.following:
+        return bool(settle(conn, schema, [settlement]))
+    proof = {"id": settlement.id, "token": settlement.token}
+    return conn.execute(schema.render(FINISH_JOB).encode(), proof).rowcount == 1
 
 
 def storable(error: str) -> str:

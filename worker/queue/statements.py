@@ -184,6 +184,23 @@ SETTLE_JOBS: LiteralString = """
     SELECT id, (SELECT count(*) FROM told)
     FROM owned"""
 
+# job_pkey. The same for the commonest case, one job that is done and that nothing follows from: the statement above
+# costs its caller more than the job itself.
+FINISH_JOB: LiteralString = """
+    WITH finished AS (
+        DELETE FROM {schema}.job AS job
+        WHERE job.id = %(id)s
+          AND job.token = %(token)s
+        RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
+            job.claimed_by, job.args, job.error
+    )
+    INSERT INTO {schema}.job_history (
+        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args, error
+    )
+    SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by,
+        args, error
+    FROM finished"""
+
 # The worker's row
 
 REGISTER_WORKER: LiteralString = """
@@ -378,6 +395,11 @@ HAS_WORK: LiteralString = """
 FLUSH_QUEUES: LiteralString = "DELETE FROM {schema}.job WHERE queue = ANY(%(queues)s::text[])"
 
 # History
+
+# Of the session, because a partition cannot be detached concurrently within a transaction.
+LOCK_HISTORY: LiteralString = "SELECT pg_advisory_lock(hashtextextended(%(name)s, 0))"
+
+UNLOCK_HISTORY: LiteralString = "SELECT pg_advisory_unlock(hashtextextended(%(name)s, 0))"
 
 # By name rather than by parent, or one that was detached and then could not be dropped would stay for ever.
 LIST_PARTITIONS: LiteralString = """

@@ -14,7 +14,7 @@ from worker.pool import holder
 from worker.queue.actor import Job
 from worker.queue.delivery import Delivery, current
 from worker.queue.enqueue import bind
-from worker.queue.settlement import Outcome, conclude, settle
+from worker.queue.settlement import Outcome, Settlement, conclude, finish
 
 if TYPE_CHECKING:
     from worker.queue.broker import PostgresBroker
@@ -33,6 +33,8 @@ class Transaction(Middleware):
 
     def before_process_message(self, broker: PostgresBroker, delivery: Delivery) -> None:  # type: ignore[override]  # ours, of our broker
         delivery.started = True
+        # Left last of all, when the run's own connection is back.
+        delivery.scope.callback(delivery.pool.reclaim, delivery.holder)
         _enter(delivery, current, delivery)
         _enter(delivery, holder, delivery.holder)
         if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
@@ -52,21 +54,18 @@ class Transaction(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        with delivery.scope:
-            delivery.settlement = conclude(delivery, exception)
-            if delivery.conn is None:
-                return
-            if delivery.settlement.outcome is Outcome.DONE:
-                self._commit(broker, delivery)
-            elif delivery.transaction is not None:
-                _roll_back(delivery, exception)
+        # Dramatiq's Worker comes a second time when a hook after this one was interrupted: it is over by then.
+        if delivery.settlement is None:
+            delivery.settlement = self._end(broker, delivery, exception)
+        # By this flag Dramatiq's Worker chooses which hooks come next, and Results stores a failure in one of them.
+        delivery.failed = delivery.settlement.outcome is Outcome.DEAD
 
     def after_skip_message(self, broker: PostgresBroker, delivery: Delivery) -> None:  # type: ignore[override]
         self.after_process_message(broker, delivery, exception=delivery._exception or SkipMessage())
 
     def _begin(self, delivery: Delivery, actor: Job[..., Any]) -> None:
         conn = delivery.pool.getconn()
-        delivery.scope.callback(delivery.pool.putconn, conn)
+        delivery.scope.callback(_give_back, delivery)
         delivery.conn = conn
         # A block of psycopg's refuses explicit commits inside it, which would split the job's effect.
         transaction = conn.transaction()
@@ -75,14 +74,22 @@ class Transaction(Middleware):
         if not actor.signature.is_async:
             delivery.scope.enter_context(bind(conn))
 
-    def _commit(self, broker: PostgresBroker, delivery: Delivery) -> None:
-        """Settle within the job's transaction and commit both, or neither."""
+    def _end(self, broker: PostgresBroker, delivery: Delivery, exception: BaseException | None) -> Settlement:
+        with delivery.scope:
+            settlement = conclude(delivery, exception)
+            if delivery.conn is not None and settlement.outcome is Outcome.DONE:
+                return self._commit(broker, delivery, settlement)
+            if delivery.transaction is not None:
+                _roll_back(delivery, exception)
+            return settlement
+
+    def _commit(self, broker: PostgresBroker, delivery: Delivery, settlement: Settlement) -> Settlement:
+        """Settle within the job's transaction and commit both, or neither; returns what became of the job."""
         assert delivery.conn is not None  # noqa: S101  # the caller looked
-        assert delivery.settlement is not None  # noqa: S101
         assert delivery.transaction is not None  # noqa: S101
         try:
             _check_open(delivery.conn)
-            if not settle(delivery.conn, broker.schema, [delivery.settlement]):
+            if not finish(delivery.conn, broker.schema, settlement):
                 raise LostLease(f"job {delivery.claim.id} belongs to another delivery by now")
             delivery.transaction.__exit__(None, None, None)
             delivery.settled = True
@@ -93,7 +100,14 @@ class Transaction(Middleware):
         except (psycopg.Error, TransactionEnded) as exc:
             _roll_back(delivery, exc)
             delivery.fail_after_hooks(exc, broker.encode)
-            delivery.settlement = conclude(delivery, exc)
+            settlement = conclude(delivery, exc)
+        return settlement
+
+
+def _give_back(delivery: Delivery) -> None:
+    conn, delivery.conn, delivery.transaction = delivery.conn, None, None
+    if conn is not None:
+        delivery.pool.putconn(conn)
 
 
 def _enter(delivery: Delivery, variable: Any, value: Any) -> None:

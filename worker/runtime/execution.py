@@ -13,6 +13,7 @@ from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage, TimeLim
 from dramatiq.threading import raise_thread_exception
 
 from worker import clock, log
+from worker.pool import shield
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
 from worker.queue.delivery import Delivery
@@ -87,8 +88,9 @@ class Execution:
         """
         actor = _actor(delivery)
         thread = threading.get_ident()
-        guard = Guard(delivery, lambda reason: raise_thread_exception(thread, reason))
+        guard = Guard(delivery, lambda reason: raise_thread_exception(thread, _telling(guard, reason)))
         ending: Ending | None = None
+        unshielded = shield.set(guard.shielded)
         try:
             try:
                 self.watchdog.watch(guard, time_limit(delivery, actor), TimeLimitExceeded)
@@ -99,6 +101,7 @@ class Execution:
         except Interrupt as late:
             _disarm(guard)
             ending = ending or Ending(error=late)
+        shield.reset(unshielded)
         self.watchdog.release(guard)
         return as_interrupted(ending, guard)
 
@@ -148,6 +151,16 @@ def as_interrupted(ending: Ending, guard: Guard) -> Ending:
     interrupt = guard.reason()
     interrupt.__cause__ = ending.error
     return Ending(error=interrupt)
+
+
+def _telling(guard: Guard, reason: type[Interrupt]) -> type[Interrupt]:
+    """*reason*, which tells *guard* when the body meets it: only then is it made into an exception."""
+
+    def tell(self: Interrupt, *args: Any) -> None:
+        guard.met = True
+        reason.__init__(self, *args)
+
+    return type(reason.__name__, (reason,), {"__init__": tell, "__module__": reason.__module__})
 
 
 def _disarm(guard: Guard) -> None:

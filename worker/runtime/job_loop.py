@@ -122,6 +122,7 @@ class JobLoop:
         task = loop.create_task(_call(delivery), context=context)
 
         def interrupt(_: type[Interrupt]) -> None:
+            guard.met = True  # psycopg cancels the statement of a cancelled task by itself
             loop.call_soon_threadsafe(task.cancel)
 
         guard = Guard(delivery, interrupt)
@@ -137,6 +138,7 @@ class JobLoop:
         if not guard.disarm():
             await loop.run_in_executor(self._hooks, guard.wait_complete)
         self._execution.watchdog.release(guard)
+        delivery.leave_body(failed=ending.error is not None)
         return as_interrupted(ending, guard)
 
 

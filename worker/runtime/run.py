@@ -15,7 +15,7 @@ from dramatiq.middleware import Shutdown
 from worker import clock, log
 from worker.config import Config
 from worker.errors import ConfigError, LeaseLost, SchemaError
-from worker.pool import Pool, PoolOptions, bind_pool
+from worker.pool import Pool, PoolOptions, bind_pool, shield
 from worker.queue.broker import PostgresBroker, postgres_broker
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.enqueue import bind
@@ -61,7 +61,7 @@ def run(config: Config) -> int:
         DatabaseUnavailable: The database is out of reach at boot.
         SchemaError: Its schema is not one that this worker serves.
     """
-    log.configure(config.log_format, config.log_level)
+    log.configure(config.log_format, config.log_level, around=lambda: shield.get()())
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         load(config.jobs)
@@ -178,7 +178,7 @@ def drain(
             break
     if not feed.idle.is_set():
         logger.warning("worker.cutting", running=feed.num_running)
-        watchdog.interrupt_all(Shutdown)
+        watchdog.cut(Shutdown)
         feed.idle.wait(_CUT)
     logger.info("worker.drained", left=feed.num_running, duration=round(clock.monotonic() - started, 3))
 

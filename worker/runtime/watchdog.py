@@ -6,10 +6,12 @@ import ctypes
 import heapq
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
-from dramatiq.middleware import Interrupt
+from dramatiq.middleware import Interrupt, TimeLimitExceeded
+from psycopg.pq import TransactionStatus
 
 from worker import clock, log
 from worker.pool import Pool
@@ -18,45 +20,85 @@ from worker.queue.delivery import Delivery
 logger = log.get_logger(__name__)
 
 _CANCEL_TIMEOUT = 3.0
+_CANCEL_INTERVAL = 0.1
 
 
 class Guard:
     """
     One job's body, and the right to interrupt it, which is used once or given up.
 
-    Whoever takes the only element of the list decides: the job when its body is over, and no interrupt can come any
-    more; or the watchdog, and then the job waits until the interrupt is complete before it touches its connection.
+    Either the body ends first, and no interrupt can come any more; or the watchdog fires first, and then the job waits
+    until that is complete before it touches its connection. A lock decides: a plain one, because an interrupt can land
+    between the taking of a `threading.Condition` and the block that gives it back, but not with a plain lock.
     """
 
     def __init__(self, delivery: Delivery, interrupt: Callable[[type[Interrupt]], None]) -> None:
         self.delivery = delivery
         self.reason: type[Interrupt] | None = None
+        self.met = False
+        """Whether the body has heard of the interrupt: what it does from here on is its own way of ending."""
         self._interrupt = interrupt
-        self._right = [True]
+        self._lock = threading.Lock()
+        self._over = False
+        self._shields = 0
+        self._put_off = False
         self._complete = threading.Event()
 
     def fire(self, reason: type[Interrupt], pool: Pool) -> bool:
         """Interrupt the body and cancel what its connections are doing; False when it is over already."""
         self.delivery.stopping.set()
+        with self._lock:
+            if self._over or self.reason is not None:
+                return False
+            self.reason = reason
+            if self._shields:
+                self._put_off = True
+            else:
+                self._interrupt(reason)
+        self._cancel(pool)
+        return True
+
+    def cancel_again(self, pool: Pool) -> bool:
+        """
+        Cancel again what a body that was interrupted is doing; False when it has heard, or is over.
+
+        A cancel can come a moment before the statement that it is meant for, and a thread that waits for the server
+        within psycopg hears of no interrupt before its statement ends.
+        """
+        with self._lock:
+            if self._over or self.met:
+                return False
+            self._complete.clear()
+        self._cancel(pool)
+        return True
+
+    def _cancel(self, pool: Pool) -> None:
         try:
-            self._right.pop()
-        except IndexError:
-            return False
-        self.reason = reason
-        try:
-            self._interrupt(reason)
             _cancel_statements(self.delivery, pool)
         finally:
             self._complete.set()
-        return True
 
     def disarm(self) -> bool:
         """Give up the right; False when it was used: then wait for `complete`."""
+        with self._lock:
+            self._over = True
+            return self.reason is None
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Put an interrupt off to the end of the block; for what must not be left half done, and is short."""
+        with self._lock:
+            self._shields += 1
         try:
-            self._right.pop()
-        except IndexError:
-            return False
-        return True
+            yield
+        finally:
+            with self._lock:
+                self._shields -= 1
+                due = self._put_off and not self._shields
+                self._put_off = self._put_off and not due
+            if due and self.reason is not None:
+                self.met = True
+                raise self.reason()
 
     def wait_complete(self) -> None:
         """Until an interrupt that has begun is over, whatever the network does."""
@@ -72,6 +114,8 @@ class Watchdog:
         self._deadlines: list[tuple[float, int, Guard, type[Interrupt]]] = []
         self._order = itertools.count()
         self._guards: set[Guard] = set()
+        self._fired: set[Guard] = set()
+        self._cutting: type[Interrupt] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -93,6 +137,8 @@ class Watchdog:
         """Fire *guard* in *timeout* seconds, unless it is released before."""
         with self._changed:
             self._guards.add(guard)
+            if self._cutting is not None:
+                timeout, reason = 0.0, self._cutting
             if timeout is None:
                 return
             self._forget_released()
@@ -104,6 +150,13 @@ class Watchdog:
         """Forget *guard*; its body is over."""
         with self._changed:
             self._guards.discard(guard)
+            self._fired.discard(guard)
+
+    def cut(self, reason: type[Interrupt]) -> int:
+        """Fire every guard now, and those that come later at once: a job may be on its way to its body."""
+        with self._changed:
+            self._cutting = reason
+        return self.interrupt_all(reason)
 
     def interrupt_all(self, reason: type[Interrupt]) -> int:
         """Fire every guard now, from the calling thread; how many bodies it met."""
@@ -113,7 +166,16 @@ class Watchdog:
         """Fire the guards of the *chosen* deliveries now; how many bodies it met."""
         with self._changed:
             guards = [guard for guard in self._guards if chosen(guard.delivery)]
-        return sum(guard.fire(reason, self._pool) for guard in guards)
+        return sum(self._fire(guard, reason) for guard in guards)
+
+    def _fire(self, guard: Guard, reason: type[Interrupt]) -> bool:
+        if not guard.fire(reason, self._pool):
+            return False
+        with self._changed:
+            if guard in self._guards:
+                self._fired.add(guard)
+                self._changed.notify()
+        return True
 
     def _run(self) -> None:
         while True:
@@ -122,8 +184,12 @@ class Watchdog:
                     return
                 self._changed.wait(self._seconds_to_next())
                 due = self._take_due()
+                fired = list(self._fired)
+            for guard in fired:
+                if not guard.cancel_again(self._pool):
+                    self._fired.discard(guard)
             for guard, reason in due:
-                if guard.fire(reason, self._pool):
+                if self._fire(guard, reason) and reason is TimeLimitExceeded:
                     claim = guard.delivery.claim
                     logger.warning("job.timed_out", job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
 
@@ -134,9 +200,10 @@ class Watchdog:
             heapq.heapify(self._deadlines)
 
     def _seconds_to_next(self) -> float | None:
-        if not self._deadlines:
-            return None
-        return max(0.0, self._deadlines[0][0] - clock.monotonic())
+        until_due = max(0.0, self._deadlines[0][0] - clock.monotonic()) if self._deadlines else None
+        if not self._fired:
+            return until_due
+        return _CANCEL_INTERVAL if until_due is None else min(until_due, _CANCEL_INTERVAL)
 
     def _take_due(self) -> list[tuple[Guard, type[Interrupt]]]:
         due = []
@@ -157,7 +224,8 @@ def clear_interrupt() -> None:
 def _cancel_statements(delivery: Delivery, pool: Pool) -> None:
     # By holder, which covers the injected connection and what the body took from the pool by itself.
     for checkout in pool.checkouts():
-        if checkout.holder == delivery.holder:
+        active = checkout.conn.pgconn.transaction_status == TransactionStatus.ACTIVE
+        if active and checkout.holder == delivery.holder:
             try:
                 checkout.conn.cancel_safe(timeout=_CANCEL_TIMEOUT)
             except psycopg.Error as exc:

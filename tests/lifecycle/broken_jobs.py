@@ -1,0 +1,3 @@
+"""A module of jobs with a mistake in it."""
+
+raise ZeroDivisionError("as an example")

@@ -1,0 +1,124 @@
+"""What no process can prepare for: it is killed, or its database goes away."""
+
+from __future__ import annotations
+
+import signal
+
+import psycopg
+import pytest
+
+from tests.factories import column, scalar
+from tests.lifecycle.conftest import (
+    RestartableServer,
+    StartWorker,
+    busy_in_sql,
+    done,
+    running_in,
+    send,
+)
+from tests.waiting import wait_until
+from worker.queue.schema import Schema
+
+# Two polls and the countdown make about three; the rest is for a slow machine.
+SECONDS = 6.0
+
+
+# Killed
+
+
+def test_the_jobs_of_a_killed_worker_run_on_another_within_seconds(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection
+) -> None:
+    job_id = send(noted, "think", word="hello", seconds=600)
+    first = start_worker(database).running()
+    assert running_in(noted, job_id) == first.id
+    second = start_worker(database).running()
+
+    first.end(signal.SIGKILL)
+
+    wait_until(lambda: running_in(noted, job_id) == second.id, SECONDS, "the other worker to run it")
+
+
+def test_the_effect_of_a_job_whose_worker_was_killed_counts_once(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection
+) -> None:
+    first = start_worker(database).running()
+    jobs = [send(noted, "work", word=str(number), seconds=0.3) for number in range(12)]
+    busy_in_sql(noted)
+    start_worker(database).running()
+
+    first.end(signal.SIGKILL)
+    for job_id in jobs:
+        done(noted, job_id)
+
+    assert sorted(column(noted, "SELECT word::int FROM note")) == list(range(12))
+    assert scalar(noted, "SELECT count(*) FROM worker.job_history") == 12
+
+
+def test_a_job_that_kills_its_third_worker_is_quarantined(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection
+) -> None:
+    job_id = send(noted, "crash")
+    noted.execute("UPDATE worker.job SET crashes = 2")
+    assert start_worker(database).wait() == 9
+
+    start_worker(database).running()
+
+    assert done(noted, job_id) == "dead"
+    assert column(noted, "SELECT error FROM worker.job_dead") == ["quarantined: 3 workers died while they ran it"]
+
+
+# The database goes
+
+
+@pytest.fixture
+def restartable_db(restartable: RestartableServer) -> None:
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        Schema().migrate(db)
+        db.execute("CREATE TABLE note (word text)")
+
+
+@pytest.mark.usefixtures("restartable_db")
+def test_a_worker_survives_a_restart_of_its_database(start_worker: StartWorker, restartable: RestartableServer) -> None:
+    worker = start_worker(restartable.url).running()
+    restartable.stop()
+    worker.event("dispatcher.disconnected")
+
+    restartable.start()
+
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        assert done(db, send(db, "note", word="after")) == "done"
+    assert worker.end() == 0
+
+
+@pytest.mark.usefixtures("restartable_db")
+def test_a_restart_of_the_database_under_load_runs_no_jobs_effect_twice_and_loses_none(
+    start_worker: StartWorker, restartable: RestartableServer
+) -> None:
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        for number in range(400):
+            send(db, ("note", "note_async")[number % 2], word=str(number))
+    worker = start_worker(restartable.url, "--pool-size", "4").running()
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        wait_until(lambda: scalar(db, "SELECT count(*) FROM note") > 20, 30, "the first jobs")
+
+    restartable.stop()
+    restartable.start()
+
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job") == 0, 60, "the end of all jobs")
+        assert sorted(column(db, "SELECT word::int FROM note")) == list(range(400))
+    assert worker.end() == 0
+
+
+@pytest.mark.usefixtures("restartable_db")
+def test_a_worker_whose_database_is_away_can_be_stopped(
+    start_worker: StartWorker, restartable: RestartableServer
+) -> None:
+    worker = start_worker(restartable.url).running()
+    restartable.stop()
+    worker.event("dispatcher.disconnected")
+
+    worker.send(signal.SIGTERM)
+
+    assert worker.wait(15) == 0
