@@ -60,8 +60,8 @@ def running_worker(
         feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts)
         dispatcher = stack.enter_context(dispatching(broker, pool, held, feed))
         watchdog = stack.enter_context(Watchdog(pool))
-        threads = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
-        supervision = InThread(lambda: supervise(stop, dispatcher, feed, watchdog, threads, config))
+        threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
+        supervision = InThread(lambda: supervise(stop, dispatcher, feed, watchdog, threads, loop, config))
         try:
             yield RunningWorker(pool, dispatcher, feed, threads, stop, supervision)
         finally:

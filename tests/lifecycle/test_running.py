@@ -17,7 +17,7 @@ KINDS = ("note", "note_async", "note_by_pool")
 MINE = "datname = current_database() AND application_name LIKE 'carpool%%'"
 COUNT = f"SELECT count(*) FROM pg_stat_activity WHERE {MINE}"  # noqa: S608
 KILL_ONE = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {MINE} ORDER BY random() LIMIT 1"  # noqa: S608
-BETWEEN_KILLS = 0.1
+BETWEEN_KILLS = 0.25
 
 
 class Sampler:

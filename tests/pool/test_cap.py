@@ -15,7 +15,7 @@ from tests.pool.conftest import OpenPool
 from tests.waiting import wait_until
 from worker.pool import Pool
 
-KILLS = 60
+KILLS = 40
 
 
 class Sampler:

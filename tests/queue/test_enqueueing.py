@@ -12,7 +12,9 @@ from dramatiq import Message
 from dramatiq.errors import QueueNotFound
 
 from tests.factories import column, scalar
-from worker import PostgresBroker, bind, job
+from worker import ArgumentError, PostgresBroker, SchemaError, bind, job
+from worker.queue.schema import Schema
+from worker.queue.statements import HAS_WORK
 
 
 @pytest.fixture
@@ -189,6 +191,38 @@ def test_a_message_sent_again_replaces_its_job(charge: Any, broker: PostgresBrok
     broker.enqueue(message.copy(kwargs={"invoice_id": 2}, args=()))
 
     assert column(db, "SELECT args FROM worker.job") == [{"invoice_id": 2}]
+
+
+def test_a_message_sent_again_begins_anew(charge: Any, broker: PostgresBroker, db: psycopg.Connection) -> None:
+    message = charge.send(42)
+    db.execute("UPDATE worker.job SET attempt = 5, crashes = 2, error = 'old'")
+
+    broker.enqueue(message)
+
+    assert db.execute("SELECT attempt, crashes, error FROM worker.job").fetchall() == [(0, 0, None)]
+
+
+def test_a_delay_beyond_reason_is_refused(charge: Any) -> None:
+    with pytest.raises(ArgumentError, match="job 'charge': a delay of 1e\\+12 s is more than the 100 years allowed"):
+        charge.send_with_options(args=(42,), delay=10**15)
+
+
+def test_a_send_before_the_migration_names_the_command(broker: PostgresBroker, charge: Any) -> None:
+    with broker.on(broker.pool, Schema("elsewhere")), pytest.raises(SchemaError, match="run 'worker migrate'"):
+        charge.send(42)
+
+
+def test_what_nobody_here_can_run_does_not_keep_a_worker_from_being_done(
+    charge: Any, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    charge.send(42)
+
+    def has_work(actor: str) -> bool:
+        looked = {"queues": ["default"], "actors": [actor]}
+        return bool(db.execute(broker.schema.render(HAS_WORK).encode(), looked).fetchall()[0][0])
+
+    assert has_work("charge")
+    assert not has_work("somebody_elses")
 
 
 def test_a_message_sent_again_makes_a_running_delivery_of_it_void(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,7 +55,17 @@ def any_names(**options: int) -> None: ...
 def typed_for_mypy_only(price: Decimal) -> None: ...
 
 
+def generator(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+async def async_generator(count: int) -> AsyncIterator[int]:
+    yield count
+
+
 WRONG = {
+    generator: "a function that yields would never run: return instead",
+    async_generator: "a function that yields would never run: return instead",
     unknown_class: r"parameter 'order' is a tests\.queue\.test_signatures\.Order.*send an id instead",
     unknown_class_within: r"parameter 'orders' is a tests\.queue\.test_signatures\.Order",
     injected_late: r"parameter 'pool': injected parameters come first, move Pool to the front",

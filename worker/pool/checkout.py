@@ -30,12 +30,14 @@ _PLUMBING = (_OURS, str(Path(psycopg_pool.__file__).parent), str(Path(threading.
 class Checkout:
     """A connection that is out of the pool."""
 
-    __slots__ = ("conn", "holder", "since", "thread", "where")
+    __slots__ = ("conn", "holder", "lock", "since", "thread", "where")
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
         self.holder = holder.get()
         self.thread = threading.current_thread()
+        # Held to cancel its statement and to end it: a cancel must never meet the statement of the next holder.
+        self.lock = threading.Lock()
         self.since = clock.monotonic()
         # Code and line only: keeping frames would keep the job's local variables alive.
         self.where = _callers()

@@ -27,7 +27,7 @@ class Connection(psycopg.Connection[Any]):
         """Send Terminate and wait until the server has ended the session, 2 s at most; twice is harmless."""
         if self.closed:
             return
-        if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+        if self.is_busy:
             # A server in the middle of a statement hears Terminate only when that is over.
             with suppress(psycopg.Error):
                 self.cancel_safe(timeout=_GOODBYE)
@@ -36,6 +36,11 @@ class Connection(psycopg.Connection[Any]):
         if copy is not None:
             with copy:
                 _wait_for_end(copy)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the server is working on a statement."""
+        return not self.closed and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
 
     def is_live(self) -> bool:
         """

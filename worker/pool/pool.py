@@ -106,7 +106,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
     def putconn(self, conn: Connection) -> None:
         """Return a connection taken with `getconn`; a broken one is replaced."""
         with shield.get()():
-            self._checkouts.pop(id(conn), None)
+            self._end(self._checkouts.get(id(conn)))
             super().putconn(conn)
             with self._returned:
                 self._returned.notify_all()
@@ -118,9 +118,24 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         The connection is never handed on, because its session may be in any state; another takes its place.
         """
         for checkout in self.checkouts():
-            if checkout.holder == holder and self._checkouts.pop(id(checkout.conn), None) is not None:
+            if checkout.holder == holder and self._end(checkout):
                 logger.error("pool.leaked", checkout=str(checkout))
                 self._retire(checkout.conn)
+
+    def cancel(self, holder: str, *, timeout: float) -> None:
+        """Cancel on the server what *holder*'s connections are doing now; each within *timeout* seconds."""
+        for checkout in self.checkouts():
+            if checkout.holder == holder:
+                with checkout.lock:
+                    if self._checkouts.get(id(checkout.conn)) is checkout and checkout.conn.is_busy:
+                        _cancel(checkout.conn, timeout)
+
+    def _end(self, checkout: Checkout | None) -> bool:
+        """Take *checkout* off the books; False when it was off already."""
+        if checkout is None:
+            return False
+        with checkout.lock:
+            return self._checkouts.pop(id(checkout.conn), None) is not None
 
     # The runtime's own connection
 
@@ -248,6 +263,13 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
     def _all_returned_within(self, seconds: float) -> bool:
         with self._returned:
             return self._returned.wait_for(lambda: not self._checkouts, seconds)
+
+
+def _cancel(conn: psycopg.Connection[Any], timeout: float) -> None:
+    try:
+        conn.cancel_safe(timeout=timeout)
+    except psycopg.Error as exc:
+        logger.warning("pool.cancel_failed", reason=str(exc))
 
 
 def _configure(conn: psycopg.Connection[Any]) -> None:

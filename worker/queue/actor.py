@@ -132,9 +132,9 @@ def job(
         SignatureError: A parameter cannot work.
         ConfigError: A value cannot work.
     """
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ConfigError(f"job timeout {timeout!r}: expected more than 0 seconds, or None for no limit")
-    if not -1_000_000 <= priority <= 1_000_000:
+    if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
         raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
     decorator = dramatiq.actor(
         actor_class=Job,

@@ -20,7 +20,7 @@ from dramatiq.middleware import default_middleware
 
 from worker import log
 from worker.config import Config
-from worker.errors import ConfigError
+from worker.errors import ConfigError, SchemaError
 from worker.pool import Pool, PoolOptions, get_pool, shield
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
@@ -179,7 +179,9 @@ class PostgresBroker(Broker):
             else:
                 with self.pool.connection() as conn:
                     insert(conn, self.schema, [job])
-        except psycopg.OperationalError as exc:
+        except psycopg.errors.UndefinedTable as exc:
+            raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
+        except (psycopg.OperationalError, psycopg.InternalError) as exc:
             raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
 
     # Hooks

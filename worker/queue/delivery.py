@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
 
 _DEFAULT_RETRIES = 20
+_MAX_CUTS = 5
 _MIN_BACKOFF_MS = 15_000
 _MAX_BACKOFF_MS = 7 * 24 * 3600 * 1000
 
@@ -54,6 +55,7 @@ class Delivery(MessageProxy):
         self.started = False
         self.connected = True
         self.settled = False
+        self.sent_options = dict(message.options)  # before the middleware adds its own
         self.settlement: Settlement | None = None
         self.rescheduled: NewJob | None = None
         self.following: list[NewJob] = []
@@ -85,8 +87,8 @@ class Delivery(MessageProxy):
 
     @property
     def holder(self) -> str:
-        """What a checkout of this run is called."""
-        return f"job {self.claim.actor} {self.claim.id}"
+        """What a checkout of this run is called; with the token, because a lost run and its successor may overlap."""
+        return f"job {self.claim.actor} {self.claim.id} run {self.claim.token}"
 
     @property
     def context(self) -> Context:
@@ -108,12 +110,20 @@ class Delivery(MessageProxy):
 
     def costs_no_attempt(self, exception: BaseException | None) -> bool:
         """Whether a run that ended in *exception* was cut by circumstances rather than failed by its own doing."""
-        if isinstance(exception, Shutdown | LeaseLost):
-            return True
-        if self.conn is None or exception is None:
+        return not self.connected or isinstance(exception, Shutdown | LeaseLost) or self.was_cut(exception)
+
+    def was_cut(self, exception: BaseException | None) -> bool:
+        """Whether the run lost its connection or a conflict; free only so often, for it may be the job's own doing."""
+        if self.conn is None or exception is None or self.cuts >= _MAX_CUTS:
             return False
         conflict = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
         return self.conn.broken or isinstance(exception, conflict)
+
+    @property
+    def cuts(self) -> int:
+        """How many runs before this one were cut."""
+        cuts: int = self.sent_options.get("cuts", 0)
+        return cuts
 
     def fail_after_hooks(self, exc: Exception, encode: Callable[[Delivery, int], NewJob]) -> None:
         """

@@ -39,8 +39,11 @@ _POLL_IN_RESCUE = 0.25
 _RECONNECT = 0.2
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
-_HOUSEKEEPING_AGAIN = 1.0
-_STATEMENT_TIMEOUT = "SET statement_timeout = '30s'"
+_HOUSEKEEPING_AGAIN = 10.0
+# Nothing here may wait for somebody else's lock for as long as to miss a heartbeat: whoever is in the way, say a
+# transaction that sends a running job again and stays open, is passed by and met again later.
+_LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
+_LOCKED_AGAIN = 1.0
 # Statistics of a table that was empty a moment ago make a scan of it all look cheap.
 _NO_SCANS = "SET enable_seqscan = off"
 # Where a scan cannot be avoided, the one before makes its cost look astronomic, and the server would spend a second
@@ -92,6 +95,8 @@ class Dispatcher:
         self._ring.setblocking(False)
         self._rung = False
         self._settling: deque[tuple[Settlement, Future[bool] | None]] = deque()
+        self._locked: list[tuple[Settlement, Future[bool] | None]] = []
+        self._locked_until = 0.0
         self._sending: deque[tuple[Sequence[NewJob], Future[None]]] = deque()
         self._submitted: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
@@ -172,6 +177,11 @@ class Dispatcher:
         """Jobs claimed and not settled."""
         return len(self._outstanding)
 
+    @property
+    def num_locked(self) -> int:
+        """Outcomes that wait for somebody else's lock on their job."""
+        return len(self._locked)
+
     def _defer(self, pending: deque[Any], item: Any) -> Future[Any]:
         future: Future[Any] = Future()
         if self._over:
@@ -230,7 +240,8 @@ class Dispatcher:
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
-        conn.execute(_STATEMENT_TIMEOUT)
+        conn.execute(f"SET statement_timeout = {max(1000, int(self.lease.duration * 300))}".encode())
+        conn.execute(_LOCK_TIMEOUT)
         conn.execute(_NO_SCANS)
         conn.execute(_NO_JIT)
         conn.add_notify_handler(lambda notification: self._told(notification.channel))
@@ -244,7 +255,7 @@ class Dispatcher:
         self._renew_at = 0.0
 
     def _detach(self, conn: psycopg.Connection[Any]) -> None:
-        for claim in self._outstanding.values():
+        for claim in list(self._outstanding.values()):
             self._settling.append((Settlement(claim.id, claim.token, Outcome.RELEASED), None))
         self._write_settlements(conn)
         self.lease.unregister(conn)
@@ -258,20 +269,23 @@ class Dispatcher:
         if now >= self._keep_house_at:
             # Before working, so that an error cannot keep us from everything else.
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
-            self._history.maintain(conn, clock.now().date())
-            self._keep_house_at = now + _HOUSEKEEPING
+            if self._history.maintain(conn, clock.now().date()):
+                self._keep_house_at = now + _HOUSEKEEPING
         if now >= self._next_due:
             self._promote(conn)
         if now >= self._renew_at:
             self._renew(conn)
         if self._hungry and self._claiming:
             self._claim(conn)
-        return max(0.0, min(self._renew_at, self._next_due, self._keep_house_at) - clock.monotonic())
+        again = self._locked_until if self._locked else float("inf")
+        return max(0.0, min(self._renew_at, self._next_due, self._keep_house_at, again) - clock.monotonic())
 
     # Settling
 
     def _write_settlements(self, conn: psycopg.Connection[Any]) -> None:
         batch = []
+        if clock.monotonic() >= self._locked_until or self._stop_by is not None:
+            batch, self._locked = self._locked, []
         while self._settling:
             batch.append(self._settling.popleft())
         if not batch:
@@ -285,6 +299,9 @@ class Dispatcher:
     def _settle(self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]]) -> None:
         try:
             owned = self._settled(conn, [settlement for settlement, _ in batch])
+        except psycopg.errors.LockNotAvailable:
+            self._settle_later(conn, batch)
+            return
         except psycopg.OperationalError:
             raise
         except psycopg.Error as exc:
@@ -313,6 +330,17 @@ class Dispatcher:
             # The history ends before today: this process could not keep house for a week.
             self._history.maintain(conn, clock.now().date())
             return settle(conn, self.schema, settlements)
+
+    def _settle_later(self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]]) -> None:
+        """Somebody else's transaction has locked the row of one job in *batch*: the others must not wait for it."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            self._settle(conn, batch[:middle])
+            self._settle(conn, batch[middle:])
+            return
+        logger.warning("job.locked", job_id=str(batch[0][0].id), reason="its row is locked by another transaction")
+        self._locked.extend(batch)
+        self._locked_until = clock.monotonic() + _LOCKED_AGAIN
 
     def _settle_apart(
         self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]], exc: psycopg.Error
@@ -412,11 +440,11 @@ class Dispatcher:
     def _reconcile(self, conn: psycopg.Connection[Any]) -> None:
         """Compare the books: a reply to a claim can be lost with its connection, and a lease with time."""
         owned = self.lease.claimed(conn)
-        pending = {(settlement.id, settlement.token) for settlement, _ in self._settling}
+        pending = {(settlement.id, settlement.token) for settlement, _ in [*self._settling, *self._locked]}
         for job_id, token in owned.items():
             if (job_id, token) not in self._outstanding:
                 self._settling.append((Settlement(job_id, token, Outcome.RELEASED), None))
-        lost = [claim for claim in self._outstanding.values() if owned.get(claim.id) != claim.token]
+        lost = [claim for claim in list(self._outstanding.values()) if owned.get(claim.id) != claim.token]
         # What is about to be settled may have been settled already, in the exchange whose reply is missing.
         lost = [claim for claim in lost if claim.proof not in pending]
         if lost:

@@ -24,6 +24,7 @@ from worker.queue.statements import INSERT_JOBS
 _bound: ContextVar[psycopg.Connection[Any] | None] = ContextVar("bound", default=None)
 
 _PRIORITY_LIMIT = 1_000_000
+_MAX_DELAY = 100 * 366 * 86400.0
 
 
 class NewJob(NamedTuple):
@@ -77,6 +78,8 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     """
     options = {name: value for name, value in message.options.items() if name != "eta"}
     wait = delay / 1000 if delay is not None else _until(message.options.get("eta"))
+    if not wait <= _MAX_DELAY:
+        raise ArgumentError(f"job {message.actor_name!r}: a delay of {wait:g} s is more than the 100 years allowed")
     priority = max(-_PRIORITY_LIMIT, min(_PRIORITY_LIMIT, actor.priority if actor is not None else 0))
     queue = q_name(message.queue_name)
     head = (job_id(message.message_id), queue, message.actor_name, priority, wait, message.message_timestamp / 1000)

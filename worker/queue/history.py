@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from worker import log
+from worker.errors import SchemaError
 from worker.queue.schema import Schema
 from worker.queue.statements import (
     ATTACH_PARTITION,
@@ -24,8 +25,8 @@ from worker.queue.statements import (
 logger = log.get_logger(__name__)
 
 _DAYS_AHEAD = 7
-_LOCK_TIMEOUT = "SET lock_timeout = '2s'"
-_RESET_LOCK_TIMEOUT = "RESET lock_timeout"
+# The dispatcher's own: housekeeping must not keep it from its heartbeat.
+_LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
 _PREFIX = "job_history_"
 
 
@@ -41,14 +42,20 @@ class History:
         self._schema = schema
         self._keep = keep
 
-    def maintain(self, conn: psycopg.Connection[Any], today: date) -> None:
+    def maintain(self, conn: psycopg.Connection[Any], today: date) -> bool:
         """
         Make the partitions of *today* and the week ahead, drop those that are too old; a second call does nothing.
 
-        One worker at a time keeps house. Waits at most 2 s for a lock, its turn included, and leaves the rest to the
-        next call. *conn* must be in autocommit.
+        One worker at a time keeps house, and waits at most 250 ms for any lock. *conn* must be in autocommit.
+
+        Returns:
+            False when somebody's lock was in the way: what is left is the next call's.
+
+        Raises:
+            SchemaError: The role does not own the tables.
         """
         turn = {"name": f"{self._schema.name}.job_history"}
+        [(before,)] = conn.execute("SHOW lock_timeout").fetchall()
         conn.execute(_LOCK_TIMEOUT)
         try:
             conn.execute(LOCK_HISTORY, turn)
@@ -58,8 +65,15 @@ class History:
                 conn.execute(UNLOCK_HISTORY, turn)
         except psycopg.errors.LockNotAvailable as exc:
             logger.warning("history.delayed", reason=str(exc))
+            return False
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SchemaError(
+                f"role {conn.info.user!r} cannot keep house in schema {self._schema.name!r}"
+                f" ({exc.diag.message_primary}): make it the owner of the schema and its tables"
+            ) from exc
         finally:
-            conn.execute(_RESET_LOCK_TIMEOUT)
+            conn.execute("SELECT set_config('lock_timeout', %s, false)", [before])
+        return True
 
     def _maintain(self, conn: psycopg.Connection[Any], today: date) -> None:
         present = self._present(conn)
@@ -85,6 +99,8 @@ class History:
                 self._run(conn, DETACH_PARTITION if state == "attached" else FINISH_DETACHING, day)
             self._run(conn, DROP_PARTITION, day)
             logger.info("history.partition_dropped", day=str(day))
+        except psycopg.errors.LockNotAvailable:
+            raise
         except psycopg.Error as exc:
             logger.warning("history.drop_delayed", day=str(day), reason=str(exc))
 

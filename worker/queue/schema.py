@@ -28,6 +28,9 @@ CREATE_MIGRATION_TABLE: LiteralString = """
         CONSTRAINT migration_pkey PRIMARY KEY (version)
     )"""
 
+# A migration that waits for a lock makes everybody behind it wait as well.
+LIMIT_WAIT: LiteralString = "SET LOCAL lock_timeout = '10s'"
+
 # Two that migrate at once: the second waits here, then finds nothing left to do.
 LOCK_MIGRATIONS: LiteralString = "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))"
 
@@ -114,22 +117,34 @@ class Schema:
             The names of the migrations applied now, oldest first.
 
         Raises:
-            SchemaError: The schema is newer than this worker can serve.
+            SchemaError: The schema is newer than this worker can serve, or locks were in the way for 10 s.
         """
+        try:
+            applied = self._migrate(conn)
+        except psycopg.errors.LockNotAvailable as exc:
+            raise SchemaError(
+                f"schema {self.name!r} could not be migrated: somebody else's transaction is in the way ({exc}); look"
+                " for long ones in pg_stat_activity and run 'worker migrate' again"
+            ) from exc
+        self.check(conn)
+        return applied
+
+    def _migrate(self, conn: psycopg.Connection) -> list[str]:
         applied = []
         with conn.transaction():
+            conn.execute(LIMIT_WAIT)
             conn.execute(LOCK_MIGRATIONS, {"name": self.name})
             conn.execute(self.render(CREATE_SCHEMA).encode())
             conn.execute(self.render(CREATE_MIGRATION_TABLE).encode())
         for migration in migrations():
             with conn.transaction():
+                conn.execute(LIMIT_WAIT)
                 conn.execute(LOCK_MIGRATIONS, {"name": self.name})
                 if migration.version <= self.version(conn)[0]:
                     continue
                 conn.execute(self.render(migration.text).encode())
                 conn.execute(self.render(RECORD_MIGRATION).encode(), migration._asdict())
                 applied.append(f"{migration.version:04}_{migration.name}")
-        self.check(conn)
         return applied
 
     def check(self, conn: psycopg.Connection) -> None:

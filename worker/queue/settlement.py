@@ -11,7 +11,7 @@ import psycopg
 from dramatiq.middleware import SkipMessage
 
 from worker.queue.delivery import Delivery, describe
-from worker.queue.enqueue import NewJob, columns
+from worker.queue.enqueue import NewJob, columns, encode_options
 from worker.queue.schema import Schema
 from worker.queue.statements import FINISH_JOB, SETTLE_JOBS
 
@@ -56,9 +56,13 @@ class Settlement(NamedTuple):
 def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
     """What becomes of *delivery* after the middleware has seen how its run ended, with *exception* or without."""
     proof = delivery.claim.id, delivery.claim.token
-    if not delivery.connected or delivery.costs_no_attempt(exception):
-        # Soon, but not at once: whatever cut it short may need a moment.
-        return Settlement(*proof, Outcome.RELEASED, delay=0.0 if delivery.stopping.is_set() else 0.1)
+    if delivery.costs_no_attempt(exception):
+        # Soon, but not at once: whatever cut it short may need a moment, and each time a longer one.
+        delay = 0.0 if delivery.stopping.is_set() else 0.1 * 4**delivery.cuts
+        if not delivery.was_cut(exception) or exception is None:
+            return Settlement(*proof, Outcome.RELEASED, delay)
+        options = encode_options({**delivery.sent_options, "cuts": delivery.cuts + 1}, delivery.claim.actor)
+        return Settlement(*proof, Outcome.RELEASED, delay, storable(describe(exception)), options)
     following = tuple(delivery.following)
     if delivery.broken is not None:
         # What should follow from the job cannot be stored, now or at any later attempt.

@@ -59,6 +59,8 @@ class Signature:
         """
         where = f"job {name!r} ({fn.__module__}.{fn.__qualname__})"
         hints = _hints(fn, where)
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise SignatureError(f"{where}: a function that yields would never run: return instead, or send more jobs")
         is_async = inspect.iscoroutinefunction(fn)
         parameters = list(inspect.signature(fn).parameters.values())
         injected: list[str] = []
@@ -100,8 +102,8 @@ class Signature:
         for parameter in self.unchecked & given.keys():
             if not _is_plain(given[parameter]):
                 raise ArgumentError(
-                    f"job {self.name!r}: argument {parameter!r} is {given[parameter]!r}, which JSON would change:"
-                    " annotate the parameter with its type, or send plain JSON"
+                    f"job {self.name!r}: argument {parameter!r} is a {type(given[parameter]).__name__}, which JSON"
+                    " would change: annotate the parameter with its type, or send plain JSON"
                 )
         try:
             text = msgspec.json.encode(given)

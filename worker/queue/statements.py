@@ -29,7 +29,8 @@ INSERT_JOBS: LiteralString = """
         ON CONFLICT ON CONSTRAINT job_pkey DO UPDATE
         SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,
             due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
-            message = excluded.message, token = job.token + 1, claimed_by = NULL, claimed_at = NULL
+            message = excluded.message, enqueued_at = excluded.enqueued_at, token = job.token + 1, attempt = 0,
+            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL
         RETURNING state
     )
     SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
@@ -185,12 +186,14 @@ SETTLE_JOBS: LiteralString = """
     FROM owned"""
 
 # job_pkey. The same for the commonest case, one job that is done and that nothing follows from: the statement above
-# costs its caller more than the job itself.
+# costs its caller more than the job itself. No timeout of the job's reaches it any more, so it brings its own for the
+# row's lock, for this transaction only.
 FINISH_JOB: LiteralString = """
     WITH finished AS (
         DELETE FROM {schema}.job AS job
         WHERE job.id = %(id)s
           AND job.token = %(token)s
+          AND (SELECT set_config('lock_timeout', '5s', true)) IS NOT NULL
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
             job.claimed_by, job.args, job.error
     )
@@ -383,13 +386,16 @@ HAS_JOBS: LiteralString = """
           AND state = ANY(%(states)s::text[])
     )"""
 
-# The same for what can run now: a job that waits for its time does not count.
+# The same for what can run now: a job that waits for its time, or whose actor nobody here knows, does not count.
 HAS_WORK: LiteralString = """
     SELECT EXISTS (
         SELECT
         FROM {schema}.job
         WHERE queue = ANY(%(queues)s::text[])
-          AND (state IN ('available', 'running') OR (state = 'scheduled' AND due_at <= statement_timestamp()))
+          AND (
+            state = 'running'
+            OR (state = 'available' OR due_at <= statement_timestamp()) AND actor = ANY(%(actors)s::text[])
+          )
     )"""
 
 FLUSH_QUEUES: LiteralString = "DELETE FROM {schema}.job WHERE queue = ANY(%(queues)s::text[])"

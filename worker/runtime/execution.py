@@ -16,9 +16,9 @@ from worker import clock, log
 from worker.pool import shield
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
-from worker.queue.delivery import Delivery
+from worker.queue.delivery import Delivery, describe
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.settlement import Outcome, Settlement
+from worker.queue.settlement import Outcome, Settlement, storable
 from worker.runtime.hooks import Hooks
 from worker.runtime.watchdog import Guard, Watchdog, clear_interrupt
 
@@ -51,6 +51,12 @@ class Execution:
             started = clock.monotonic()
             ending = self.prepare(delivery) or self._run_body(delivery)
             self.conclude(delivery, ending, started)
+
+    def give_up(self, claim: Claim, exc: Exception) -> None:
+        """An error of ours, not of the job: say so, and let it run again later rather than stay here for ever."""
+        logger.critical("job.runner_failed", **fields(claim), exc_info=exc)
+        error = storable(f"the worker failed: {describe(exc)}")
+        self._dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RETRY, delay=60.0, error=error))
 
     def deliver(self, claim: Claim) -> Delivery | None:
         """What runs of *claim*; None when it cannot be read and is dead by now."""
@@ -93,7 +99,7 @@ class Execution:
         unshielded = shield.set(guard.shielded)
         try:
             try:
-                self.watchdog.watch(guard, time_limit(delivery, actor), TimeLimitExceeded)
+                self.watchdog.watch(guard, time_limit(delivery), TimeLimitExceeded)
                 ending = Ending(result=actor(*delivery.args, **delivery.kwargs))
             except BaseException as exc:
                 ending = Ending(error=exc)
@@ -136,9 +142,9 @@ def fields(claim: Claim) -> dict[str, Any]:
     return {"job_id": str(claim.id), "actor": claim.actor, "queue": claim.queue, "attempt": claim.attempt}
 
 
-def time_limit(delivery: Delivery, actor: Actor[..., Any]) -> float | None:
+def time_limit(delivery: Delivery) -> float | None:
     """Seconds that the body may take, None when there is no limit; Dramatiq's option is in milliseconds."""
-    limit_ms = delivery.options.get("time_limit") or actor.options.get("time_limit", _DEFAULT_LIMIT_MS)
+    limit_ms = delivery.options.get("time_limit") or _actor(delivery).options.get("time_limit", _DEFAULT_LIMIT_MS)
     return None if math.isinf(limit_ms) else limit_ms / 1000
 
 

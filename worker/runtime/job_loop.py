@@ -96,8 +96,8 @@ class JobLoop:
             delivery = self._execution.deliver(claim)
             if delivery is not None:
                 await self._run_delivery(delivery)
-        except Exception:
-            logger.critical("job.runner_failed", job_id=str(claim.id), exc_info=True)
+        except Exception as exc:
+            self._execution.give_up(claim, exc)
         finally:
             self._finished(claim)
 
@@ -117,6 +117,10 @@ class JobLoop:
 
     async def _run_body(self, delivery: Delivery, context: contextvars.Context) -> Ending:
         loop = asyncio.get_running_loop()
+        try:
+            limit = time_limit(delivery)
+        except (TypeError, ValueError) as exc:
+            return Ending(error=exc)
         # Sends of a job with a connection cannot be written by it from here; they are written by its settlement.
         delivery.collecting = delivery.conn is not None
         task = loop.create_task(_call(delivery), context=context)
@@ -126,9 +130,7 @@ class JobLoop:
             loop.call_soon_threadsafe(task.cancel)
 
         guard = Guard(delivery, interrupt)
-        actor = delivery.actor
-        assert actor is not None  # noqa: S101  # prepared
-        self._execution.watchdog.watch(guard, time_limit(delivery, actor), TimeLimitExceeded)
+        self._execution.watchdog.watch(guard, limit, TimeLimitExceeded)
         try:
             ending = Ending(result=await task)
         except asyncio.CancelledError as exc:

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 from worker import clock, log
 from worker.queue.claim import Claim
+from worker.runtime.execution import Execution
 from worker.runtime.hooks import Hooks
 
 logger = log.get_logger(__name__)
@@ -16,10 +17,8 @@ logger = log.get_logger(__name__)
 class JobThreads:
     """*count* threads that run what is put before them; a context manager."""
 
-    def __init__(
-        self, count: int, run: Callable[[Claim], None], finished: Callable[[Claim], None], hooks: Hooks
-    ) -> None:
-        self._run_job = run
+    def __init__(self, count: int, execution: Execution, finished: Callable[[Claim], None], hooks: Hooks) -> None:
+        self._execution = execution
         self._finished = finished
         self._hooks = hooks
         self._waiting: SimpleQueue[Claim | None] = SimpleQueue()
@@ -62,9 +61,9 @@ class JobThreads:
         self._hooks.after("worker_thread_boot", thread)
         while (claim := self._waiting.get()) is not None:
             try:
-                self._run_job(claim)
-            except Exception:
-                logger.critical("job.runner_failed", job_id=str(claim.id), exc_info=True)
+                self._execution.run(claim)
+            except Exception as exc:
+                self._execution.give_up(claim, exc)
             finally:
                 self._finished(claim)
         self._hooks.before("worker_thread_shutdown", thread)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -43,6 +44,7 @@ EXIT_INTERNAL = 70
 
 # How often the main thread looks whether everybody lives.
 _LOOK = 0.5
+_CLAIM_UNDERWAY = 2.0
 # What cut jobs get to let go, after their grace.
 _CUT = 5.0
 # Before the lease ends: a job that is cut must be over when others may take it.
@@ -72,11 +74,11 @@ def run(config: Config) -> int:
         feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts, queues=config.queues)
         dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed))
         watchdog = stack.enter_context(Watchdog(pool))
-        slots = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
+        threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
         if not config.until_empty:
             stack.enter_context(ticking(dispatcher, broker))
         logger.info("worker.running", worker=str(lease.worker_id), slots=config.job_slots, queues=feed.queues)
-        return supervise(stop, dispatcher, feed, watchdog, slots, config)
+        return supervise(stop, dispatcher, feed, watchdog, threads, loop, config)
 
 
 def _lease(config: Config) -> Lease:
@@ -143,19 +145,19 @@ def dispatching(broker: PostgresBroker, pool: Pool, lease: Lease, feed: SlotFeed
 @contextmanager
 def consuming(
     broker: PostgresBroker, feed: SlotFeed, dispatcher: Dispatcher, watchdog: Watchdog, stop: Stop, config: Config
-) -> Iterator[JobThreads]:
+) -> Iterator[tuple[JobThreads, JobLoop]]:
     """The slots; the exit is the drain."""
     hooks = Hooks(broker)
     execution = Execution(broker, hooks, watchdog, dispatcher)
     hooks.after("process_boot")
     hooks.before("worker_boot", feed)
-    threads = JobThreads(config.job_slots, execution.run, feed.finished, hooks)
+    threads = JobThreads(config.job_slots, execution, feed.finished, hooks)
     with threads, JobLoop(execution, feed.finished) as loop:
         hooks.after("worker_boot", feed)
         feed.connect(threads, loop, watchdog)
         dispatcher.wake()
         try:
-            yield threads
+            yield threads, loop
         finally:
             hooks.before("worker_shutdown", feed)
             drain(feed, dispatcher, threads, watchdog, stop, config.grace)
@@ -168,6 +170,9 @@ def drain(
     """Claim nothing more, give back what waits, let running jobs finish within *grace*, cut the rest."""
     started = clock.monotonic()
     dispatcher.pause()
+    with suppress(TimeoutError, CancelledError, psycopg.OperationalError):
+        # A claim that was under way has been put before the slots when this returns, or its reply never comes.
+        dispatcher.submit(lambda _: None).result(_CLAIM_UNDERWAY)
     for claim in threads.take_back():
         dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
         feed.finished(claim)
@@ -197,7 +202,13 @@ def ticking(dispatcher: Dispatcher, broker: PostgresBroker) -> Iterator[None]:
 
 
 def supervise(
-    stop: Stop, dispatcher: Dispatcher, feed: SlotFeed, watchdog: Watchdog, threads: JobThreads, config: Config
+    stop: Stop,
+    dispatcher: Dispatcher,
+    feed: SlotFeed,
+    watchdog: Watchdog,
+    threads: JobThreads,
+    loop: JobLoop,
+    config: Config,
 ) -> int:
     """Wait for the end, and look every half second whether everybody lives; returns the exit code."""
     while not stop.asked.wait(_LOOK):
@@ -205,7 +216,8 @@ def supervise(
             if isinstance(dispatcher.failure, SchemaError):
                 raise dispatcher.failure
             return EXIT_INTERNAL
-        if dead := threads.dead + [name for name, lives in _internals(dispatcher, watchdog) if not lives]:
+        internals = {"dispatcher": dispatcher.is_alive, "watchdog": watchdog.is_alive, "job-loop": loop.is_alive}
+        if dead := threads.dead + [name for name, lives in internals.items() if not lives]:
             logger.critical("worker.thread_died", threads=dead)
             return EXIT_INTERNAL
         if dispatcher.lease.remaining < config.lease * _LEASE_MARGIN and not feed.idle.is_set():
@@ -217,15 +229,13 @@ def supervise(
     return EXIT_OK
 
 
-def _internals(dispatcher: Dispatcher, watchdog: Watchdog) -> list[tuple[str, bool]]:
-    return [("dispatcher", dispatcher.is_alive), ("watchdog", watchdog.is_alive)]
-
-
 def _is_empty(dispatcher: Dispatcher, feed: SlotFeed) -> bool:
     """Whether no job of ours is due or running, anywhere; what is scheduled for later stays."""
 
     def look(conn: psycopg.Connection[Any]) -> bool:
-        row = conn.execute(dispatcher.schema.render(HAS_WORK).encode(), {"queues": feed.queues}).fetchone()
+        row = conn.execute(
+            dispatcher.schema.render(HAS_WORK).encode(), {"queues": feed.queues, "actors": feed.actors}
+        ).fetchone()
         return row is not None and not row[0]
 
     try:

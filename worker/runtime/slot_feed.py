@@ -52,6 +52,11 @@ class SlotFeed:
         """The queues served: those asked for, or every declared one."""
         return sorted(self._broker.get_declared_queues() if self._queues is None else self._queues)
 
+    @property
+    def actors(self) -> list[str]:
+        """The names of the actors that this process knows."""
+        return sorted(self._broker.actors)
+
     # Called by the dispatcher
 
     def rooms(self) -> Iterator[Room]:

@@ -9,9 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import psycopg
 from dramatiq.middleware import Interrupt, TimeLimitExceeded
-from psycopg.pq import TransactionStatus
 
 from worker import clock, log
 from worker.pool import Pool
@@ -74,7 +72,8 @@ class Guard:
 
     def _cancel(self, pool: Pool) -> None:
         try:
-            _cancel_statements(self.delivery, pool)
+            # By holder, which covers the injected connection and what the body took from the pool by itself.
+            pool.cancel(self.delivery.holder, timeout=_CANCEL_TIMEOUT)
         finally:
             self._complete.set()
 
@@ -219,14 +218,3 @@ class Watchdog:
 def clear_interrupt() -> None:
     """Take back an interrupt that this thread was sent and has not met yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
-
-
-def _cancel_statements(delivery: Delivery, pool: Pool) -> None:
-    # By holder, which covers the injected connection and what the body took from the pool by itself.
-    for checkout in pool.checkouts():
-        active = checkout.conn.pgconn.transaction_status == TransactionStatus.ACTIVE
-        if active and checkout.holder == delivery.holder:
-            try:
-                checkout.conn.cancel_safe(timeout=_CANCEL_TIMEOUT)
-            except psycopg.Error as exc:
-                logger.warning("job.cancel_failed", job_id=str(delivery.claim.id), reason=str(exc))
