@@ -252,7 +252,8 @@ class Dispatcher:
         self._reconcile(conn)
         logger.info("dispatcher.connected", worker=str(self.lease.worker_id))
         self._connected = True
-        self._renew_at = 0.0
+        # The last session may have been lost over its house-keeping: without today's partition no job can be done.
+        self._renew_at = self._keep_house_at = 0.0
 
     def _detach(self, conn: psycopg.Connection[Any]) -> None:
         for claim in list(self._outstanding.values()):
