@@ -125,6 +125,24 @@ def test_a_waiter_is_told_at_once_that_the_pool_closes(open_pool: OpenPool) -> N
     closing.result()
 
 
+def test_a_waiter_is_told_at_once_even_while_a_connection_is_being_made_in_vain(
+    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool(max_size=2)
+    enough = threading.Event()
+    monkeypatch.setattr(Pool, "_connect", lambda *_: enough.wait(10))
+    with pool.connection():
+        waiter = InThread(lambda: pool.getconn(timeout=10))
+        wait_until(lambda: pool.get_stats()["requests_waiting"], 5, "the waiter to wait")
+        closing = InThread(lambda: pool.close(grace=10))
+
+        with pytest.raises(PoolClosed):
+            waiter.result(timeout=1)
+
+        enough.set()
+    closing.result()
+
+
 def test_a_closed_pool_hands_out_nothing(pool: Pool) -> None:
     pool.close()
 

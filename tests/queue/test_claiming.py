@@ -38,6 +38,15 @@ def test_jobs_come_in_the_order_in_which_they_were_due(insert_job: InsertJob, db
     assert claimed_ids(db) == [first, second]
 
 
+def test_the_one_that_was_due_first_is_claimed_when_there_is_room_for_one(
+    insert_job: InsertJob, db: psycopg.Connection
+) -> None:
+    insert_job(due_in=-1)
+    first = insert_job(due_in=-2)
+
+    assert claimed_ids(db, limit=1) == [first]
+
+
 def test_a_lower_priority_number_comes_first(insert_job: InsertJob, db: psycopg.Connection) -> None:
     later, sooner = insert_job(priority=5), insert_job(priority=-1)
 

@@ -111,13 +111,16 @@ def test_a_job_that_waits_is_claimed_at_boot(database: str, insert_job: InsertJo
     assert [claim.id for claim in feed.put_here] == [job_id]
 
 
-def test_a_job_sent_elsewhere_is_claimed_promptly(database: str, db: psycopg.Connection) -> None:
-    feed = NotingFeed(limit=1)
-    with dispatching(database, feed) as dispatcher:
-        dispatcher.submit(lambda conn: None).result(WAIT)
-        insert(db, SCHEMA, [a_job()])
+def test_jobs_sent_elsewhere_are_claimed_without_waiting_for_polls(database: str, db: psycopg.Connection) -> None:
+    feed = NotingFeed(limit=4)
+    with dispatching(database, feed):
+        started = clock.monotonic()
+        for number in range(1, 5):
+            insert(db, SCHEMA, [a_job()])
+            wait_until(lambda number=number: len(feed.put_here) == number, WAIT, "the claim")  # type: ignore[misc]
 
-        assert feed.was_put.wait(PROMPTLY)
+        # By polls alone it would be 2 s for each after the first.
+        assert clock.monotonic() - started < 4.0
 
 
 def test_a_job_whose_wake_up_was_lost_is_found_by_polling(database: str, insert_job: InsertJob) -> None:

@@ -231,7 +231,8 @@ def test_a_job_that_is_done_when_the_history_has_ended_is_recorded_as_done(
     claimed: Claim, database: str, db: psycopg.Connection
 ) -> None:
     with dispatching(database) as dispatcher:
-        dispatcher.submit(lambda conn: None).result(10)  # it has kept house by now
+        for _ in range(2):  # the second in another pass than the first, and between them it has kept house
+            dispatcher.submit(lambda conn: None).result(10)
         for name in column(db, "SELECT inhrelid::regclass::text FROM pg_inherits"):
             if "job_history_2" in name and "_id_" not in name:
                 db.execute(f"DROP TABLE {name}".encode())

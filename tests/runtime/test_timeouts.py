@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ from tests.running import WAIT, RunningWorker, attempts, error, outcome
 from tests.waiting import wait_until
 from worker import Context, Pool, PostgresBroker, clock, job
 from worker.pool import connection as worker_connection
+from worker.queue import transaction
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -175,6 +177,33 @@ def test_a_cancel_that_came_before_its_statement_is_repeated(
     outcome(db, sleep.send())
 
     assert scalar(db, RUNS) < 2
+
+
+def test_a_jobs_connection_is_used_again_only_when_its_cancel_is_over(
+    broker: PostgresBroker, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel that is still on its way would meet the statement that settles the job."""
+    cancel, roll_back, order = Pool.cancel, transaction._roll_back, []
+
+    def cancel_slowly(*args: Any, **options: Any) -> None:
+        cancel(*args, **options)
+        threading.Event().wait(0.3)
+        order.append("cancelled")
+
+    def note_and_roll_back(*args: Any) -> None:
+        order.append("rolled back")
+        roll_back(*args)
+
+    monkeypatch.setattr(Pool, "cancel", cancel_slowly)
+    monkeypatch.setattr(transaction, "_roll_back", note_and_roll_back)
+
+    @job(broker=broker, timeout=0.2, max_retries=0)
+    def sleep(conn: Connection) -> None:
+        conn.execute("SELECT pg_sleep(600)")
+
+    outcome(db, sleep.send())
+
+    assert order == ["cancelled", "rolled back"]
 
 
 def test_a_job_that_has_met_its_timeout_may_still_tidy_up_in_the_database(
