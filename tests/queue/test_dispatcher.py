@@ -199,7 +199,7 @@ def test_the_house_is_kept_by_the_next_session_when_the_first_was_lost_over_it(
 
     with dispatching(database):
         query = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'worker.job_history'::regclass"
-        wait_until(lambda: scalar(db, query) == 8, WAIT, "the partitions")
+        wait_until(lambda: scalar(db, query) == 8, 5, "the partitions")
 
 
 def test_an_outcome_told_while_it_was_disconnected_is_written(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
@@ -18,12 +15,14 @@ from psycopg import sql
 
 from worker import clock, log
 from worker.pool import Pool
+from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.enqueue import NewJob, insert
+from worker.queue.group_commit import GroupCommit
 from worker.queue.history import History
 from worker.queue.lease import Lease
 from worker.queue.schema import Schema
-from worker.queue.settlement import Outcome, Settlement, settle, storable
+from worker.queue.settlement import Outcome, Settlement
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
 
 logger = log.get_logger(__name__)
@@ -43,7 +42,6 @@ _HOUSEKEEPING_AGAIN = 10.0
 # Nothing here may wait for somebody else's lock for as long as to miss a heartbeat: whoever is in the way, say a
 # transaction that sends a running job again and stays open, is passed by and met again later.
 _LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
-_LOCKED_AGAIN = 1.0
 # Statistics of a table that was empty a moment ago make a scan of it all look cheap.
 _NO_SCANS = "SET enable_seqscan = off"
 # Where a scan cannot be avoided, the one before makes its cost look astronomic, and the server would spend a second
@@ -90,13 +88,8 @@ class Dispatcher:
         self._history = history
         self._closing = closing
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
-        self._alarm, self._ring = socket.socketpair()
-        self._alarm.setblocking(False)
-        self._ring.setblocking(False)
-        self._rung = False
-        self._settling: deque[tuple[Settlement, Future[bool] | None]] = deque()
-        self._locked: list[tuple[Settlement, Future[bool] | None]] = []
-        self._locked_until = 0.0
+        self._alarm = Alarm()
+        self._outcomes = GroupCommit(schema, history)
         self._sending: deque[tuple[Sequence[NewJob], Future[None]]] = deque()
         self._submitted: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
@@ -124,8 +117,7 @@ class Dispatcher:
         Returns:
             Whether the token still held, once it is durable. After the end it did not: the job was given back.
         """
-        written: Future[bool] = Future()
-        self._settling.append((settlement, written))
+        written = self._outcomes.add(settlement)
         self.wake()
         if self._over:
             self._abandon()
@@ -146,10 +138,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Look now instead of at the next poll."""
-        if not self._rung:
-            self._rung = True
-            with suppress(BlockingIOError, OSError):  # full is as good as rung; closed is past ringing
-                self._ring.send(b"!")
+        self._alarm.ring()
 
     def pause(self) -> None:
         """Claim nothing more; everything else goes on."""
@@ -166,7 +155,6 @@ class Dispatcher:
         self._abandon()
         if not self._thread.is_alive():
             self._alarm.close()
-            self._ring.close()
 
     @property
     def is_alive(self) -> bool:
@@ -180,7 +168,7 @@ class Dispatcher:
     @property
     def num_locked(self) -> int:
         """Outcomes that wait for somebody else's lock on their job."""
-        return len(self._locked)
+        return self._outcomes.num_locked
 
     def _defer(self, pending: deque[Any], item: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -198,12 +186,8 @@ class Dispatcher:
         """Nobody writes what is still pending: whoever waits for it must know."""
         for _, future in [*self._sending, *self._submitted]:
             future.cancel()
-        with suppress(IndexError):
-            while self._over:
-                settlement, written = self._settling.popleft()
-                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
-                if written is not None:
-                    written.set_result(False)
+        if self._over:
+            self._outcomes.abandon()
 
     # The thread
 
@@ -230,13 +214,13 @@ class Dispatcher:
             if self._connected:
                 logger.warning("dispatcher.disconnected", reason=str(exc).strip())
             self._connected = False
-            self._poll(None, _RECONNECT)
+            self._alarm.wait(_RECONNECT)
 
     @property
     def _finished(self) -> bool:
         if self._stop_by is None:
             return False
-        idle = not (self._settling or self._sending or self._submitted)
+        idle = not (self._outcomes or self._sending or self._submitted)
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
@@ -257,13 +241,13 @@ class Dispatcher:
 
     def _detach(self, conn: psycopg.Connection[Any]) -> None:
         for claim in list(self._outstanding.values()):
-            self._settling.append((Settlement(claim.id, claim.token, Outcome.RELEASED), None))
-        self._write_settlements(conn)
+            self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
+        self._write_outcomes(conn)
         self.lease.unregister(conn)
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
         """One pass: writes first, because they free slots and make jobs; returns seconds to the next."""
-        self._write_settlements(conn)
+        self._write_outcomes(conn)
         self._write_sends(conn)
         self._run_submitted(conn)
         now = clock.monotonic()
@@ -278,88 +262,20 @@ class Dispatcher:
             self._renew(conn)
         if self._hungry and self._claiming:
             self._claim(conn)
-        again = self._locked_until if self._locked else float("inf")
-        return max(0.0, min(self._renew_at, self._next_due, self._keep_house_at, again) - clock.monotonic())
+        next_at = min(self._renew_at, self._next_due, self._keep_house_at, self._outcomes.again_at)
+        return max(0.0, next_at - clock.monotonic())
 
-    # Settling
+    # Writing
 
-    def _write_settlements(self, conn: psycopg.Connection[Any]) -> None:
-        batch = []
-        if clock.monotonic() >= self._locked_until or self._stop_by is not None:
-            batch, self._locked = self._locked, []
-        while self._settling:
-            batch.append(self._settling.popleft())
-        if not batch:
-            return
-        try:
-            self._settle(conn, batch)
-        except psycopg.OperationalError:
-            self._settling.extendleft(reversed(batch))
-            raise
-
-    def _settle(self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]]) -> None:
-        try:
-            owned = self._settled(conn, [settlement for settlement, _ in batch])
-        except psycopg.errors.LockNotAvailable:
-            self._settle_later(conn, batch)
-            return
-        except psycopg.OperationalError:
-            raise
-        except psycopg.Error as exc:
-            self._settle_apart(conn, batch, exc)
-            return
-        for settlement, written in batch:
-            held = settlement.id in owned
+    def _write_outcomes(self, conn: psycopg.Connection[Any]) -> None:
+        for settlement, held in self._outcomes.write(conn, last=self._stop_by is not None):
             self._outstanding.pop((settlement.id, settlement.token), None)
-            if not held:
-                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
             if held and settlement.makes_available:
                 self._hungry = True
             elif held and settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
                 self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
             for new in settlement.following:
                 self._next_due = min(self._next_due, clock.monotonic() + new.delay)
-            if written is not None:
-                written.set_result(held)
-
-    def _settled(self, conn: psycopg.Connection[Any], settlements: list[Settlement]) -> set[UUID]:
-        try:
-            return settle(conn, self.schema, settlements)
-        except psycopg.errors.CheckViolation as exc:
-            if "partition" not in str(exc):
-                raise
-            # The history ends before today: this process could not keep house for a week.
-            self._history.maintain(conn, clock.now().date())
-            return settle(conn, self.schema, settlements)
-
-    def _settle_later(self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]]) -> None:
-        """Somebody else's transaction has locked the row of one job in *batch*: the others must not wait for it."""
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            self._settle(conn, batch[:middle])
-            self._settle(conn, batch[middle:])
-            return
-        logger.warning("job.locked", job_id=str(batch[0][0].id), reason="its row is locked by another transaction")
-        self._locked.extend(batch)
-        self._locked_until = clock.monotonic() + _LOCKED_AGAIN
-
-    def _settle_apart(
-        self, conn: psycopg.Connection[Any], batch: list[tuple[Settlement, Future[bool] | None]], exc: psycopg.Error
-    ) -> None:
-        """One outcome of *batch* cannot be stored: halve until it is found, and bury that job with the reason."""
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            self._settle(conn, batch[:middle])
-            self._settle(conn, batch[middle:])
-            return
-        [(settlement, written)] = batch
-        if settlement.outcome is Outcome.DEAD and not settlement.following:
-            raise exc
-        logger.error("job.unsettleable", job_id=str(settlement.id), reason=str(exc))
-        reason = storable(f"its outcome ({settlement.outcome}) could not be stored: {exc}")
-        self._settle(conn, [(Settlement(settlement.id, settlement.token, Outcome.DEAD, error=reason), written)])
-
-    # Other writes
 
     def _write_sends(self, conn: psycopg.Connection[Any]) -> None:
         batch = _accepted(self._sending)
@@ -441,10 +357,10 @@ class Dispatcher:
     def _reconcile(self, conn: psycopg.Connection[Any]) -> None:
         """Compare the books: a reply to a claim can be lost with its connection, and a lease with time."""
         owned = self.lease.claimed(conn)
-        pending = {(settlement.id, settlement.token) for settlement, _ in [*self._settling, *self._locked]}
+        pending = self._outcomes.proofs
         for job_id, token in owned.items():
             if (job_id, token) not in self._outstanding:
-                self._settling.append((Settlement(job_id, token, Outcome.RELEASED), None))
+                self._outcomes.add(Settlement(job_id, token, Outcome.RELEASED))
         lost = [claim for claim in list(self._outstanding.values()) if owned.get(claim.id) != claim.token]
         # What is about to be settled may have been settled already, in the exchange whose reply is missing.
         lost = [claim for claim in lost if claim.proof not in pending]
@@ -454,26 +370,12 @@ class Dispatcher:
     # Waiting
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
-        if self._settling or self._sending or self._submitted or self._stop_by is not None:
+        if self._outcomes or self._sending or self._submitted or self._stop_by is not None:
             seconds = 0.0
-        if self._poll(conn, seconds):
+        if self._alarm.wait(min(seconds, _POLL), conn.fileno()):
             conn.pgconn.consume_input()
             while notification := conn.pgconn.notifies():
                 self._told(notification.relname.decode())
-
-    def _poll(self, conn: psycopg.Connection[Any] | None, seconds: float) -> bool:
-        """Sleep until rung, for *seconds* at most; whether the server has said something."""
-        poll = select.poll()
-        poll.register(self._alarm, select.POLLIN)
-        if conn is not None:
-            poll.register(conn.fileno(), select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(min(seconds, _POLL) * 1000)}
-        if self._alarm.fileno() in ready:
-            with suppress(BlockingIOError):
-                self._alarm.recv(4096)
-            # Before the deques are looked at: who rings from here on is either seen in them or heard.
-            self._rung = False
-        return conn is not None and conn.fileno() in ready
 
     def _told(self, channel: str) -> None:
         if channel == self.schema.channels["later"]:

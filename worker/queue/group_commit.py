@@ -1,0 +1,160 @@
+"""Group commit: outcomes of many jobs, written together, none of them held up or spoiled by another."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from worker import clock, log
+from worker.queue.history import History
+from worker.queue.schema import Schema
+from worker.queue.settlement import Outcome, Settlement, settle, storable
+
+logger = log.get_logger(__name__)
+
+# After which an outcome that met somebody's lock is tried again.
+_LOCKED_AGAIN = 1.0
+
+Pending = tuple[Settlement, "Future[bool]"]
+Written = list[tuple[Settlement, bool]]
+
+
+class GroupCommit:
+    """
+    The outcomes that are still to be written.
+
+    `add` is for any thread, everything else for the dispatcher's.
+    """
+
+    def __init__(self, schema: Schema, history: History) -> None:
+        self._schema = schema
+        self._history = history
+        self._pending: deque[Pending] = deque()
+        self._locked: list[Pending] = []
+        self._locked_until = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether something can be written now."""
+        return bool(self._pending)
+
+    def add(self, settlement: Settlement) -> Future[bool]:
+        """Take an outcome; the future tells, once it is durable, whether its token still held."""
+        written: Future[bool] = Future()
+        self._pending.append((settlement, written))
+        return written
+
+    @property
+    def proofs(self) -> set[tuple[UUID, int]]:
+        """The runs whose outcomes are not written yet."""
+        return {(settlement.id, settlement.token) for settlement, _ in [*self._pending, *self._locked]}
+
+    @property
+    def num_locked(self) -> int:
+        """Outcomes that wait for somebody else's lock on their job."""
+        return len(self._locked)
+
+    @property
+    def again_at(self) -> float:
+        """When to try those again, monotonic."""
+        return self._locked_until if self._locked else float("inf")
+
+    def write(self, conn: psycopg.Connection[Any], *, last: bool = False) -> Written:
+        """
+        Write what there is, in one statement if nothing is wrong with it.
+
+        Args:
+            last: Try those that met a lock at once, because there is no later.
+
+        Returns:
+            Each outcome written now, and whether its token still held.
+
+        Raises:
+            OperationalError: The database is away; nothing is forgotten.
+        """
+        batch: list[Pending] = []
+        if last or clock.monotonic() >= self._locked_until:
+            batch, self._locked = self._locked, []
+        while self._pending:
+            batch.append(self._pending.popleft())
+        written: Written = []
+        try:
+            if batch:
+                self._write(conn, batch, written)
+        except psycopg.Error:
+            # Those whose confirmation was lost are repeated, which changes nothing; those that were told are not.
+            again = [item for item in batch if not item[1].done() and item not in self._locked]
+            self._pending.extendleft(reversed(again))
+            raise
+        return written
+
+    def abandon(self) -> None:
+        """Nobody writes any more: whoever waits must know that the job was given back."""
+        self._pending.extend(self._locked)
+        self._locked = []
+        with suppress(IndexError):
+            while True:
+                settlement, written = self._pending.popleft()
+                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
+                written.set_result(False)
+
+    def _write(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:
+        try:
+            owned = self._settle(conn, [settlement for settlement, _ in batch])
+        except psycopg.errors.LockNotAvailable:
+            self._write_later(conn, batch, written)
+            return
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as exc:
+            self._write_apart(conn, batch, written, exc)
+            return
+        for settlement, told in batch:
+            held = settlement.id in owned
+            if not held:
+                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
+            written.append((settlement, held))
+            told.set_result(held)
+
+    def _settle(self, conn: psycopg.Connection[Any], settlements: list[Settlement]) -> set[UUID]:
+        try:
+            return settle(conn, self._schema, settlements)
+        except psycopg.errors.CheckViolation as exc:
+            if "partition" not in str(exc):
+                raise
+            # The history ends before today: this process could not keep house for a week.
+            self._history.maintain(conn, clock.now().date())
+            return settle(conn, self._schema, settlements)
+
+    def _write_later(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:
+        """Somebody else's transaction has locked the row of one job in *batch*: the others must not wait for it."""
+        if len(batch) > 1:
+            self._write_halves(conn, batch, written)
+            return
+        logger.warning("job.locked", job_id=str(batch[0][0].id), reason="its row is locked by another transaction")
+        self._locked.extend(batch)
+        self._locked_until = clock.monotonic() + _LOCKED_AGAIN
+
+    def _write_apart(
+        self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written, exc: psycopg.Error
+    ) -> None:
+        """One outcome of *batch* cannot be stored: halve until it is found, and bury that job with the reason."""
+        if len(batch) > 1:
+            self._write_halves(conn, batch, written)
+            return
+        [(settlement, told)] = batch
+        if settlement.outcome is Outcome.DEAD and not settlement.following:
+            raise exc
+        logger.error("job.unsettleable", job_id=str(settlement.id), reason=str(exc))
+        reason = storable(f"its outcome ({settlement.outcome}) could not be stored: {exc}")
+        buried = Settlement(settlement.id, settlement.token, Outcome.DEAD, error=reason)
+        self._write(conn, [(buried, told)], written)
+
+    def _write_halves(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:
+        middle = len(batch) // 2
+        self._write(conn, batch[:middle], written)
+        self._write(conn, batch[middle:], written)
