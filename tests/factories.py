@@ -23,7 +23,7 @@ APPLICATION = "carpool-test"
 @contextmanager
 def opened_pool(conninfo: str, *, max_size: int = 3, grace: float = 1.0, **options: Any) -> Iterator[Pool]:
     """A pool, closed at the end; its sessions are called `carpool-test` unless *options* say otherwise."""
-    named = {"application_name": APPLICATION, "min_size": 0, **options}
+    named = {"application_name": APPLICATION, "min_size": 0, "alone": False, **options}
     pool = Pool.connect(PoolOptions(conninfo=conninfo, max_size=max_size, **named))
     try:
         yield pool

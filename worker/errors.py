@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import psycopg
+import psycopg_pool
 from dramatiq.middleware import Interrupt
 
 
@@ -32,6 +33,14 @@ class EmbeddedError(WorkerError):
 
 class DatabaseUnavailable(WorkerError, psycopg.OperationalError):
     """The database could not be reached; the message holds the true reason, without the password."""
+
+
+class PoolDeadlock(WorkerError, psycopg_pool.PoolTimeout):
+    """A caller that holds a connection asked for another, and nobody is left who could ever return one."""
+
+
+class PoolForked(WorkerError, psycopg.InterfaceError):
+    """A pool was used in a child process that was forked after it had opened: the child needs one of its own."""
 
 
 class LostLease(WorkerError):

@@ -23,8 +23,10 @@ def test_a_timeout_names_the_job_that_holds_the_connection(open_pool: OpenPool) 
     pool = open_pool(max_size=1)
     held = take_and_hold(pool, "job charge 42")
 
+    waiting = InThread(lambda: pool.getconn(timeout=0.05))
+
     with pytest.raises(PoolTimeout, match="job charge 42 for "):
-        pool.getconn(timeout=0.05)
+        waiting.result()
 
     pool.putconn(held)
 
@@ -33,8 +35,10 @@ def test_a_timeout_names_the_place_where_the_connection_was_taken(open_pool: Ope
     pool = open_pool(max_size=1)
     held = take_and_hold(pool, "job charge 42")
 
+    waiting = InThread(lambda: pool.getconn(timeout=0.05))
+
     with pytest.raises(PoolTimeout, match=r"taken at test_acquiring\.py:\d+ take_and_hold"):
-        pool.getconn(timeout=0.05)
+        waiting.result()
 
     pool.putconn(held)
 
@@ -42,15 +46,19 @@ def test_a_timeout_names_the_place_where_the_connection_was_taken(open_pool: Ope
 def test_a_checkout_outside_of_jobs_is_named_by_its_thread(open_pool: OpenPool) -> None:
     pool = open_pool(max_size=1)
 
-    with pool.connection(), pytest.raises(PoolTimeout, match="thread MainThread for"):
-        pool.getconn(timeout=0.05)
+    with pool.connection():
+        waiting = InThread(lambda: pool.getconn(timeout=0.05))
+        with pytest.raises(PoolTimeout, match="thread MainThread for"):
+            waiting.result()
 
 
 def test_a_timeout_says_how_long_was_waited_and_how_large_the_pool_is(open_pool: OpenPool) -> None:
     pool = open_pool(max_size=1)
 
-    with pool.connection(), pytest.raises(PoolTimeout, match=r"no connection within 0\.1 s, pool of 1"):
-        pool.getconn(timeout=0.1)
+    with pool.connection():
+        waiting = InThread(lambda: pool.getconn(timeout=0.1))
+        with pytest.raises(PoolTimeout, match=r"no connection within 0\.1 s, pool of 1"):
+            waiting.result()
 
 
 def test_a_connection_that_died_while_idle_is_not_handed_out(pool: Pool, db: psycopg.Connection) -> None:

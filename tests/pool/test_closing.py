@@ -99,15 +99,17 @@ def test_the_session_of_a_cancelled_statement_is_gone_when_close_returns(pool: P
         sleeping.result()
 
 
-def test_a_borrower_who_does_not_come_back_holds_close_up_for_its_grace_and_a_second(pool: Pool) -> None:
+def test_a_connection_that_does_not_come_back_is_revoked_after_the_grace(pool: Pool, db: psycopg.Connection) -> None:
     borrower = Borrower(pool)
     started = clock.monotonic()
 
     pool.close(grace=0.2)
 
     assert clock.monotonic() - started < 3
+    assert num_sessions(db) == 0
     borrower.enough.set()
-    borrower.thread.result()
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        borrower.thread.result()
 
 
 def test_a_waiter_is_told_at_once_that_the_pool_closes(open_pool: OpenPool) -> None:

@@ -165,7 +165,7 @@ def test_a_database_that_cannot_be_reached_is_a_lost_connection_to_the_sender() 
 def test_a_database_that_is_gone_is_a_lost_connection_to_the_sender(
     database: str, server: str, db: psycopg.Connection
 ) -> None:
-    with opened_pool(database, acquire_timeout=0.5, reconnect_timeout=0.5) as pool:
+    with opened_pool(database, acquire_timeout=0.5) as pool:
         broker = PostgresBroker(pool=pool, schema="worker")
         idle = an_actor(broker)
         idle.send()

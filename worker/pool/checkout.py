@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 import threading
+from asyncio import AbstractEventLoop, Task, current_task
+from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
+from typing import Any
+from weakref import ref
 
 import psycopg_pool
+from psycopg import sql
+from psycopg.pq.abc import PGconn
 
 from worker import clock
 from worker.pool.connection import Connection
@@ -24,40 +31,172 @@ shield: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar("shi
 
 _DEPTH = 4
 _OURS = str(Path(__file__).parent)
-_PLUMBING = (_OURS, str(Path(psycopg_pool.__file__).parent), str(Path(threading.__file__).with_name("contextlib.py")))
+_STDLIB = Path(threading.__file__).parent
+_PLUMBING = (
+    _OURS,
+    str(Path(psycopg_pool.__file__).parent),
+    str(_STDLIB / "contextlib.py"),
+    str(_STDLIB / "threading.py"),
+    str(_STDLIB / "asyncio"),
+)
+_SHOWN = 200
 
 
 class Checkout:
-    """A connection that is out of the pool."""
+    """
+    A connection that is out of the pool; made when it is asked for, given when it is there.
 
-    __slots__ = ("conn", "holder", "lock", "since", "thread", "where")
+    It holds the connection weakly, so that one which its user dropped is noticed, and the session behind it strongly,
+    so that it can still be ended.
+    """
 
-    def __init__(self, conn: Connection) -> None:
-        self.conn = conn
+    __slots__ = (
+        "_conn", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread", "warned",
+        "where",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
         self.holder = holder.get()
         self.thread = threading.current_thread()
-        # Held to cancel its statement and to end it: a cancel must never meet the statement of the next holder.
-        self.lock = threading.Lock()
-        self.since = clock.monotonic()
+        self.loop: AbstractEventLoop | None = _get_running_loop()
+        self.task: Task[Any] | None = None if self.loop is None else current_task(self.loop)
         # Code and line only: keeping frames would keep the job's local variables alive.
         self.where = _callers()
+        self.since = clock.monotonic()
+        # Held to cancel its statement and to end it: a cancel must never meet the statement of the next holder.
+        self.lock = threading.Lock()
+        self.statement: object = None
+        self.spans_job = False
+        """Whether it is the job's own, returned only when all of the job is over."""
+        self.warned = False
+        self.pgconn: PGconn | None = None
+        self._conn: ref[Connection] | None = None
+
+    def give(self, conn: Connection) -> None:
+        """From now on it is out."""
+        self.pgconn = conn.pgconn
+        self._conn = ref(conn)
+        conn.checkout = self
+        self.since = clock.monotonic()
+
+    @property
+    def conn(self) -> Connection | None:
+        """The connection; None when its user has dropped it."""
+        return None if self._conn is None else self._conn()
+
+    def used(self, statement: object) -> None:
+        """Somebody runs *statement* on it: the thread that last used it is the one that has it."""
+        self.statement = statement
+        self.thread = threading.current_thread()
 
     @property
     def age(self) -> float:
         """Seconds since it was taken."""
         return clock.monotonic() - self.since
 
+    @property
+    def flow(self) -> object:
+        """What waits when this one's user waits: a task, or a thread."""
+        return self.task or self.thread
+
+    @property
+    def who(self) -> str:
+        """The job, task or thread that has it."""
+        if self.holder:
+            return self.holder
+        return f"task {self.task.get_name()}" if self.task else f"thread {self.thread.name}"
+
+    @property
+    def taken_at(self) -> str:
+        """The place in the code, innermost first."""
+        return " < ".join(f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in self.where)
+
+    @property
+    def last_statement(self) -> str | None:
+        """What was last run on it, without its parameters; None when nothing was."""
+        if self.statement is None:
+            return None
+        query = self.statement
+        if isinstance(query, sql.Composable):
+            text = query.as_string(None)
+        else:
+            text = query.decode(errors="replace") if isinstance(query, bytes) else str(query)
+        text = " ".join(text.split())
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+    def abandoned(self) -> str | None:
+        """Why nobody will return it any more; None as long as somebody may."""
+        if self.conn is None:
+            return "its connection was dropped without being returned"
+        if self.loop is not None:
+            if self.loop.is_closed():
+                return "its event loop is closed"
+            return None if self.thread.is_alive() or self.loop.is_running() else "the thread of its event loop is dead"
+        return None if self.thread.is_alive() else "its thread is dead"
+
     def __str__(self) -> str:
-        who = self.holder or f"thread {self.thread.name}"
-        at = " < ".join(f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in self.where)
-        return f"{who} for {self.age:.1f} s, taken at {at}"
+        return f"{self.who} for {self.age:.1f} s, taken at {self.taken_at}"
 
 
-def _callers() -> list[tuple[CodeType, int]]:
+class Checkouts:
+    """The books: which connections are out. For any thread."""
+
+    def __init__(self) -> None:
+        self._out: dict[int, Checkout] = {}
+        self._changed = threading.Condition()
+        self._awaited = False
+
+    def __len__(self) -> int:
+        return len(self._out)
+
+    def begin(self, checkout: Checkout, conn: Connection) -> None:
+        """*conn* is out."""
+        checkout.give(conn)
+        self._out[id(checkout)] = checkout
+
+    def end(self, checkout: Checkout) -> bool:
+        """Take *checkout* off the books; False when it was off already."""
+        with checkout.lock:
+            ended = self._out.pop(id(checkout), None) is not None
+            if ended and (conn := checkout.conn) is not None:
+                conn.checkout = None
+        return ended
+
+    def settled(self) -> None:
+        """A connection that was out is back in the pool, or its session has ended."""
+        if self._awaited:
+            with self._changed:
+                self._changed.notify_all()
+
+    def wait_until_none(self, timeout: float) -> bool:
+        """Wait for all to come back; whether they did."""
+        self._awaited = True
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._out, timeout)
+
+    def listed(self) -> list[Checkout]:
+        """All that are out, longest first."""
+        return sorted(self._out.copy().values(), key=lambda checkout: checkout.since)
+
+    def held_by(self, who: str) -> list[Checkout]:
+        """Those of the job *who*."""
+        return [checkout for checkout in self.listed() if checkout.holder == who]
+
+    def holds(self, checkout: Checkout) -> bool:
+        """Whether *checkout* is still out."""
+        return id(checkout) in self._out
+
+
+def _callers() -> tuple[tuple[CodeType, int], ...]:
     callers: list[tuple[CodeType, int]] = []
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(callers) < _DEPTH:
-        if not frame.f_code.co_filename.startswith(_PLUMBING):
+        if not _is_plumbing(frame.f_code):
             callers.append((frame.f_code, frame.f_lineno))
-        frame = frame.f_back  # type: ignore[assignment]  # typed as never None where the loop begins
-    return callers
+        frame = frame.f_back
+    return tuple(callers)
+
+
+@lru_cache(4096)
+def _is_plumbing(code: CodeType) -> bool:
+    return code.co_filename.startswith(_PLUMBING)

@@ -5,13 +5,40 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from worker import clock
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+
+    from worker.pool.checkout import Checkout
+    from worker.pool.hygiene import Standard
 
 # Far longer than a healthy server needs (about 2 ms), far shorter than anybody's patience.
 _GOODBYE = 2.0
+# How long a forgotten user's statement may take to notice its cancel before the socket is shut under it.
+_LET_GO = 1.0
+_TERMINATE = b"X\x00\x00\x00\x04"
+
+
+class Cursor(psycopg.Cursor[Any]):
+    """A cursor that tells its connection's checkout what it is used for and by which thread."""
+
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+        if (checkout := getattr(self._conn, "checkout", None)) is not None:
+            checkout.used(query)
+        return super().execute(query, params, **options)
+
+    def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
+        if (checkout := getattr(self._conn, "checkout", None)) is not None:
+            checkout.used(query)
+        super().executemany(query, params_seq, **options)
 
 
 class Connection(psycopg.Connection[Any]):
@@ -23,24 +50,76 @@ class Connection(psycopg.Connection[Any]):
     wait for it (src/backend/libpq/pqcomm.c, `socket_close`).
     """
 
-    def close(self) -> None:
-        """Send Terminate and wait until the server has ended the session, 2 s at most; twice is harmless."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = Cursor
+        self.checkout: Checkout | None = None
+        """Who has it, None while it is idle in the pool."""
+        self.standard: Standard | None = None
+        """How it is to come back."""
+        self.idle_since = clock.monotonic()
+        self.revoked = False
+        """Whether it was taken from somebody who may still use it."""
+        self._end: socket.socket | None = None
+        self._news: select.poll | None = None
+
+    def close(self, timeout: float = _GOODBYE) -> None:
+        """Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless."""
         if self.closed:
             return
         if self.is_busy:
             # A server in the middle of a statement hears Terminate only when that is over.
             with suppress(psycopg.Error):
                 self.cancel_safe(timeout=_GOODBYE)
-        copy = self._socket_copy()
+        self._end = self._socket_copy()
         super().close()
-        if copy is not None:
-            with copy:
-                _wait_for_end(copy)
+        self.has_ended(timeout)
+
+    def has_ended(self, timeout: float = 0.0) -> bool:
+        """Whether the server has ended the session of this closed connection, within *timeout* seconds."""
+        if self._end is not None and _ends(self._end, timeout):
+            self.forget_end()
+        return self._end is None
+
+    def forget_end(self) -> None:
+        """Take the session for ended, although the server has not confirmed it."""
+        end, self._end = self._end, None
+        if end is not None:
+            end.close()
+
+    def revoke(self) -> None:
+        """
+        End the session although somebody may still be using it: whoever does gets an `OperationalError`.
+
+        libpq's memory must not be freed under a thread that is inside libpq, so such a thread is first made to leave:
+        by a cancel, then by shutting the socket.
+        """
+        self.revoked = True
+        if not self.lock.acquire(blocking=False):
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=_GOODBYE)
+            if not self.lock.acquire(timeout=_LET_GO):
+                self._sever()
+                return
+        try:
+            self.close(_LET_GO)
+        finally:
+            self.lock.release()
+
+    def _sever(self) -> None:
+        """Shut the socket; the session ends by itself, and what it says until then nobody needs to read."""
+        end = self._end = self._socket_copy()
+        if end is not None:
+            with suppress(OSError):
+                if not self.pgconn.ssl_in_use:
+                    end.sendall(_TERMINATE)  # or the server's log speaks of an unexpected EOF
+                end.shutdown(socket.SHUT_WR)
+            self.has_ended(_LET_GO)
 
     @property
     def is_busy(self) -> bool:
         """Whether the server is working on a statement."""
-        return not self.closed and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
+        return not self.closed and self.pgconn.transaction_status == TransactionStatus.ACTIVE
 
     def is_live(self) -> bool:
         """
@@ -51,11 +130,27 @@ class Connection(psycopg.Connection[Any]):
         """
         if self.closed:
             return False
-        if not _readable(self.pgconn.socket, timeout=0):
-            return True
+        return not self.has_news() or self.answers(_GOODBYE)
+
+    def has_news(self) -> bool:
+        """Whether the server has said something that nobody asked for: a notice, or goodbye."""
+        if self._news is None:
+            self._news = select.poll()  # select() fails from file descriptor 1024 on
+            self._news.register(self.pgconn.socket, select.POLLIN)
+        return bool(self._news.poll(0))
+
+    def answers(self, timeout: float) -> bool:
+        """Whether the idle session answers an empty question within *timeout* seconds; blocks no longer than that."""
+        deadline = clock.monotonic() + timeout
         try:
-            self.pgconn.exec_(b"")
-            return self.pgconn.status == psycopg.pq.ConnStatus.OK
+            self.pgconn.send_query(b"")
+            while self.pgconn.flush() or self.pgconn.is_busy():
+                if not _readable(self.pgconn.socket, timeout=deadline - clock.monotonic()):
+                    return False
+                self.pgconn.consume_input()
+            while self.pgconn.get_result() is not None:
+                pass
+            return self.pgconn.status == ConnStatus.OK
         except psycopg.Error:
             return False
 
@@ -67,13 +162,20 @@ class Connection(psycopg.Connection[Any]):
 
 
 def _readable(fd: int, *, timeout: float) -> bool:
-    poll = select.poll()  # select() fails from file descriptor 1024 on
+    poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
+    return bool(poll.poll(max(0.0, timeout) * 1000))
 
 
-def _wait_for_end(sock: socket.socket) -> None:
-    with suppress(OSError):  # a reset is an end as well
-        sock.settimeout(_GOODBYE)
-        while sock.recv(4096):
-            pass
+def _ends(sock: socket.socket, timeout: float) -> bool:
+    """Whether the server closes *sock* within *timeout* seconds; what it still says is dropped."""
+    deadline = clock.monotonic() + timeout
+    try:
+        while _readable(sock.fileno(), timeout=deadline - clock.monotonic()):
+            if not sock.recv(4096, socket.MSG_DONTWAIT):
+                return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a reset is an end as well
+    return False

@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, overload
+from weakref import WeakSet
 
 import psycopg
-import psycopg_pool
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolClosed
 
 from worker import clock, log
 from worker.config import redacted
-from worker.errors import DatabaseUnavailable
-from worker.pool.checkout import Checkout, shield
+from worker.errors import ConfigError, DatabaseUnavailable
+from worker.pool.close_event import CloseEvent
 from worker.pool.connection import Connection
+from worker.pool.lending import Lending, in_thread
 from worker.pool.options import PoolOptions
+from worker.pool.stats import PoolStats
+from worker.pool.sweep import Sweep
 
 logger = log.get_logger(__name__)
 
-# A session whose client vanished notices it within this time even in the middle of a query, so that neither its locks
-# nor its place under the server's limit outlive the client. Refused where the server's platform cannot do it.
-_CHECK_CLIENT = "SET client_connection_check_interval = '2s'"
+T = TypeVar("T")
+
+# What statements that were cancelled at the end get to return their connections.
+_LET_GO = 1.0
+_CANCEL_INTERVAL = 0.1
+_CANCEL_TIMEOUT = 1.0
+# The pool's own threads end at once, unless they are in the middle of connecting to a server that does not answer.
+_JOIN = 2.0
 
 
-class Pool(psycopg_pool.ConnectionPool[Connection]):
+class Pool(Lending):
     """
     The one pool of a process: at most `max_size` sessions on the server, whatever happens.
 
-    Make it with `connect`. Take connections with `connection()`, which commits or rolls back and always returns them.
+    Make it with `connect` or `connect_lazy`. Take connections with `connection()`, which commits or rolls back and
+    always returns them: `with` in threads, `async with` in coroutines of any event loop. Whoever has to wait is served
+    in the order of asking, threads and coroutines alike.
     """
 
     def __init__(self, options: PoolOptions) -> None:
-        self.options = options
-        self._checkouts: dict[int, Checkout] = {}
-        self._returned = threading.Condition()
+        super().__init__(options)
         self._reserved = 0
-        super().__init__(
-            options.conninfo,
-            connection_class=Connection,
-            kwargs=options.connect_kwargs(),
-            # The first connection is made by `connect` itself, which wants its error; the minimum holds from then on.
-            min_size=0,
-            max_size=options.max_size,
-            open=False,
-            configure=_configure,
-            name="worker",
-            timeout=options.acquire_timeout,
-            max_lifetime=options.max_lifetime,
-            max_idle=options.idle_timeout,
-            reconnect_timeout=options.reconnect_timeout,
-        )
+        self._close_event = CloseEvent()
+        self._closing = threading.Lock()
+        self._ended = threading.Event()
+        self._closer: threading.Thread | None = None
+        self._sweep = Sweep(self.sweep_once)
+        self._num_revoked = 0
+
+    # Opening
 
     @classmethod
     def connect(cls, options: PoolOptions) -> Pool:
@@ -60,14 +62,17 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
 
         Raises:
             DatabaseUnavailable: With the server's or the network's own reason, and no password.
+            ConfigError: Another pool of this process is open.
         """
-        pool = cls(options)
-        pool.open()
+        pool = cls.connect_lazy(options)
         try:
             first = pool._connect()
         except psycopg.Error as exc:
             pool.close(0)
             raise DatabaseUnavailable(f"cannot connect to {redacted(options.conninfo)}: {exc}") from exc
+        except BaseException:
+            pool.close(0)
+            raise
         with pool._lock:
             pool._nconns += 1
             pool._min_size = options.min_size
@@ -75,67 +80,22 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         logger.info("pool.opened", database=redacted(options.conninfo), max_size=options.max_size)
         return pool
 
-    # Taking and returning
-
-    def getconn(self, timeout: float | None = None) -> Connection:
+    @classmethod
+    def connect_lazy(cls, options: PoolOptions) -> Pool:
         """
-        Take a connection; prefer `connection()`, which cannot forget to return it.
+        Open a pool that makes its first connection when somebody asks for one; `min_size` holds from then on.
 
         Raises:
-            PoolTimeout: None became free within *timeout* seconds; names who holds what since when.
-            PoolClosed: The pool is closed or closing.
+            ConfigError: Another pool of this process is open.
         """
-        timeout = self.timeout if timeout is None else timeout
-        with shield.get()():
-            conn = self._take_live(timeout)
-            self._checkouts[id(conn)] = Checkout(conn)
-        return conn
-
-    def _take_live(self, timeout: float) -> Connection:
-        deadline = clock.monotonic() + timeout
-        while True:
-            try:
-                conn = super().getconn(max(0.0, deadline - clock.monotonic()))
-            except PoolTimeout:
-                raise PoolTimeout(self._why_none_is_free(timeout)) from None
-            if conn.is_live():
-                return conn
-            # Found dead while idle, say after a restart of the server: let the caller notice nothing.
-            self._retire(conn)
-
-    def putconn(self, conn: Connection) -> None:
-        """Return a connection taken with `getconn`; a broken one is replaced."""
-        with shield.get()():
-            self._end(self._checkouts.get(id(conn)))
-            super().putconn(conn)
-            with self._returned:
-                self._returned.notify_all()
-
-    def reclaim(self, holder: str) -> None:
-        """
-        End what *holder* still has out: it is over, and nobody else will return it.
-
-        The connection is never handed on, because its session may be in any state; another takes its place.
-        """
-        for checkout in self.checkouts():
-            if checkout.holder == holder and self._end(checkout):
-                logger.error("pool.leaked", checkout=str(checkout))
-                self._retire(checkout.conn)
-
-    def cancel(self, holder: str, *, timeout: float) -> None:
-        """Cancel on the server what *holder*'s connections are doing now; each within *timeout* seconds."""
-        for checkout in self.checkouts():
-            if checkout.holder == holder:
-                with checkout.lock:
-                    if self._checkouts.get(id(checkout.conn)) is checkout and checkout.conn.is_busy:
-                        _cancel(checkout.conn, timeout)
-
-    def _end(self, checkout: Checkout | None) -> bool:
-        """Take *checkout* off the books; False when it was off already."""
-        if checkout is None:
-            return False
-        with checkout.lock:
-            return self._checkouts.pop(id(checkout.conn), None) is not None
+        pool = cls(options)
+        with _opening:
+            if options.alone:
+                _refuse_second()
+            pool.open()
+            _open.add(pool)
+        pool._sweep.start()
+        return pool
 
     # The runtime's own connection
 
@@ -152,7 +112,9 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             self._reserved += 1
         try:
             while self._nconns > self._max_size:
-                self._retire(super().getconn())
+                conn = self.acquire()
+                self._end_checkout(conn)
+                self.retire(conn)
             yield
         finally:
             with self._lock:
@@ -170,7 +132,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         Raises:
             psycopg.OperationalError: The database is out of reach.
         """
-        conn = self._take_idle() or self._connect()
+        conn = self._take_out() or self._connect()
         conn._pool = None
         try:
             conn.autocommit = True
@@ -178,7 +140,8 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         finally:
             conn.close()
 
-    def _take_idle(self) -> Connection | None:
+    def _take_out(self) -> Connection | None:
+        """An idle connection that is the pool's no more."""
         with self._lock:
             if not self._pool:
                 return None
@@ -189,14 +152,21 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         conn.close()
         return None
 
-    def _retire(self, conn: Connection) -> None:
-        """End a session for good; whoever waits gets another, made when this one no longer counts on the server."""
-        conn._pool = None
-        conn.close()
-        with self._lock:
-            self._nconns -= 1
-            if self._waiting and not self._closed:
-                self._maybe_grow_pool()
+    # Keeping
+
+    def sweep_once(self) -> None:
+        """One pass over what nobody returns any more, what is too old, and what is missing."""
+        self.reclaim_abandoned()
+        self.sweep_supply()
+
+    def _forget_parent(self) -> None:
+        """In a forked child: whatever is still done with a connection of the parent must not reach its server."""
+        self._closed = self._forked = True
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for conn in list(self._sessions):
+            if not conn.closed:
+                os.dup2(nowhere, conn.pgconn.socket)
+        os.close(nowhere)
 
     # Seeing
 
@@ -216,67 +186,132 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         return len(self._pool)
 
     @property
-    def num_out(self) -> int:
-        """Connections that are checked out."""
-        return len(self._checkouts)
-
-    @property
     def is_closed(self) -> bool:
         """Whether it was opened and is closed by now."""
         return self._opened and self._closed
 
-    def checkouts(self) -> list[Checkout]:
-        """Every connection that is out, longest first."""
-        return sorted(self._checkouts.values(), key=lambda checkout: checkout.since)
+    def stats(self) -> PoolStats:
+        """Numbers of this moment and since the pool was opened."""
+        counted = self._stats
+        return PoolStats(
+            max_size=self.max_size,
+            min_size=self._min_size,
+            size=self.size,
+            idle=self.num_idle,
+            out=self.num_out,
+            reserved=self._reserved,
+            waiting=len(self._waiting),
+            oldest_checkout=max((checkout.age for checkout in self.checkouts()), default=0.0),
+            requests_total=counted[self._REQUESTS_NUM],
+            queued_total=counted[self._REQUESTS_QUEUED],
+            waited_seconds_total=counted[self._REQUESTS_WAIT_MS] / 1000,
+            timeouts_total=self._num_timeouts,
+            connects_total=counted[self._CONNECTIONS_NUM],
+            connect_errors_total=counted[self._CONNECTIONS_ERRORS],
+            reclaimed_total=self._num_reclaimed,
+            dirty_total=self.hygiene.num_dirty,
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else f"{self.num_idle} idle, {self.num_out} out of {self.max_size}"
         return f"<Pool {redacted(self.options.conninfo)!r}: {state}>"
 
-    def _why_none_is_free(self, timeout: float) -> str:
-        held = "; ".join(str(checkout) for checkout in self.checkouts()) or "none of them is out: the server is away"
-        return f"no connection within {timeout:.1f} s, pool of {self.max_size}: {held}"
-
     # Closing
+
+    def close_event(self) -> CloseEvent:
+        """Set when this pool begins to close."""
+        return self._close_event
+
+    @overload
+    def do_until(self, work: Awaitable[T]) -> Awaitable[T]: ...
+
+    @overload
+    def do_until(self, work: Callable[[], T]) -> T: ...
+
+    def do_until(self, work: Any) -> Any:
+        """`CloseEvent.do_until`: do *work* until this pool begins to close."""
+        return self._close_event.do_until(work)
 
     def close(self, grace: float = 5.0) -> None:
         """
         Close the pool: no more connections from now on, those out get *grace* seconds to come back.
 
-        Idle ones end with Terminate. Those still out after the grace have their statements cancelled, are named in the
-        log, and are closed when they come back. Closing twice is harmless.
+        Idle ones end with Terminate. Those still out after the grace have their statements cancelled, and a second
+        later they are revoked and named in the log. A second call, from wherever, waits for the same end; in a forked
+        child the call does nothing.
         """
-        if self._closed:
+        if self.is_forked or not self._opened:
             return
+        if not self._closing.acquire(blocking=False):
+            if self._closer is not threading.current_thread():
+                self._ended.wait()
+            return
+        self._closer = threading.current_thread()
+        try:
+            self._close_event.set()
+            self._stop_serving()
+            self._let_return(grace)
+        finally:
+            self._ended.set()
+        logger.info("pool.closed", revoked=self._num_revoked)
+
+    async def close_async(self, grace: float = 5.0) -> None:
+        """`close` for coroutines: those of the same loop can go on, and return what they have."""
+        await in_thread(lambda: self.close(grace))
+
+    def _stop_serving(self) -> None:
+        """Waiters fail, idle connections end, the pool's threads too."""
         with self._lock:
-            waiting, self._waiting = list(self._waiting), type(self._waiting)()
+            self._closed = True
+            waiting, idle = list(self._waiting), list(self._pool)
+            self._waiting.clear()
+            self._pool.clear()
+            threads = self._signal_stop_worker()
         for waiter in waiting:
-            waiter.fail(psycopg_pool.PoolClosed(f"the pool {self.name!r} is closing"))
-        super().close(timeout=max(1.0, self.options.connect_timeout))
-        if not self._all_returned_within(grace):
+            waiter.fail(PoolClosed(f"the pool {self.name!r} is closing"))
+        deadline = clock.monotonic() + _JOIN
+        self._sweep.stop(_JOIN)
+        for conn in idle:
+            self.retire(conn)
+        for thread in threads:
+            thread.join(max(0.0, deadline - clock.monotonic()))
+
+    def _let_return(self, grace: float) -> None:
+        """Wait for those out, cancel what they do, revoke what does not come back."""
+        deadline = clock.monotonic() + grace
+        while (left := deadline - clock.monotonic()) > 0:
+            until = self._close_event.threads
             for checkout in self.checkouts():
-                logger.warning("pool.checkout_left", checkout=str(checkout))
-                checkout.conn.cancel_safe(timeout=1.0)
-            self._all_returned_within(1.0)
-        logger.info("pool.closed", left=self.num_out)
-
-    def _all_returned_within(self, seconds: float) -> bool:
-        with self._returned:
-            return self._returned.wait_for(lambda: not self._checkouts, seconds)
-
-
-def _cancel(conn: psycopg.Connection[Any], timeout: float) -> None:
-    try:
-        conn.cancel_safe(timeout=timeout)
-    except psycopg.Error as exc:
-        logger.warning("pool.cancel_failed", reason=str(exc))
+                if checkout.thread in until:
+                    self._cancel(checkout, _CANCEL_TIMEOUT)
+            if self._checkouts.wait_until_none(min(left, _CANCEL_INTERVAL) if until else left):
+                return
+        for checkout in self.checkouts():
+            self._cancel(checkout, _CANCEL_TIMEOUT)
+        self._checkouts.wait_until_none(_LET_GO)
+        for checkout in self.checkouts():
+            if self._checkouts.end(checkout):
+                self._num_revoked += 1
+                logger.warning("pool.revoked", checkout=str(checkout), statement=checkout.last_statement)
+                self._revoke(checkout)
 
 
-def _configure(conn: psycopg.Connection[Any]) -> None:
-    conn.autocommit = True
-    try:
-        conn.execute(_CHECK_CLIENT)
-    except psycopg.errors.DatabaseError as exc:
-        logger.debug("pool.no_client_check", reason=str(exc))
-    finally:
-        conn.autocommit = False
+_opening = threading.Lock()
+_open: WeakSet[Pool] = WeakSet()
+
+
+def _refuse_second() -> None:
+    for pool in _open:
+        if not (pool.is_closed or pool.is_forked) and pool.options.alone:
+            raise ConfigError(f"this process has a pool already: {pool!r}; use worker.get_pool()")
+
+
+def _forget_parents() -> None:
+    global _opening
+    _opening = threading.Lock()
+    for pool in list(_open):
+        pool._forget_parent()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents)

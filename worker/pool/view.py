@@ -1,33 +1,63 @@
-"""A connection of the sync pool, as an `AsyncConnection` over the same session, for `async def` jobs."""
+"""A connection of the sync pool, as an `AsyncConnection` over the same session, for coroutines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
 import psycopg
 from psycopg._connection_base import BaseConnection
 
+from worker.pool.connection import Connection
 
-def async_view(conn: psycopg.Connection[Any]) -> psycopg.AsyncConnection[Any]:
-    """
-    *conn* as an `AsyncConnection`: same session, same transaction, same prepared statements.
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
 
-    Use one of the two at a time: each has a lock of its own, and the session has one protocol stream. The view must
-    not be closed; what it changed on itself ends with it.
+
+class AsyncCursor(psycopg.AsyncCursor[Any]):
+    """A cursor that tells its connection's checkout what it is used for."""
+
+    async def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+        _tell(self._conn, query)
+        return await super().execute(query, params, **options)
+
+    async def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
+        _tell(self._conn, query)
+        await super().executemany(query, params_seq, **options)
+
+
+class AsyncView(psycopg.AsyncConnection[Any]):
     """
-    view: psycopg.AsyncConnection[Any] = psycopg.AsyncConnection(conn.pgconn)
-    view._prepared = conn._prepared
-    view._adapters = conn.adapters
-    view._notice_handlers = conn._notice_handlers
-    view._notify_handlers = conn._notify_handlers
-    # Making the view has pointed the session's handlers at the view, which is gone when the job is.
-    conn.pgconn.notice_handler = partial(BaseConnection._notice_handler, ref(conn))
-    conn.pgconn.notify_handler = partial(BaseConnection._notify_handler, ref(conn))
-    view._autocommit = conn.autocommit
-    view.row_factory = conn.row_factory  # type: ignore[assignment]  # row makers are the same for both kinds
-    # Inside `conn.transaction()` an explicit commit is an error on the connection, so it is one on the view.
-    view._num_transactions = conn._num_transactions
-    view._pool = conn._pool  # only looked at: a pooled connection is not closed on exit
-    return view
+    A pooled `Connection` for coroutines: same session, same transaction, same prepared statements.
+
+    Use one of the two at a time: each has a lock of its own, and the session has one protocol stream. What the view
+    changes on itself ends with it.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        super().__init__(conn.pgconn)
+        self.pooled = conn
+        """The connection behind it; whoever holds the view holds that too."""
+        self._prepared = conn._prepared
+        self._adapters = conn.adapters
+        self._notice_handlers = conn._notice_handlers
+        self._notify_handlers = conn._notify_handlers
+        # Making the view has pointed the session's handlers at the view, which is gone sooner than the connection.
+        conn.pgconn.notice_handler = partial(BaseConnection._notice_handler, ref(conn))
+        conn.pgconn.notify_handler = partial(BaseConnection._notify_handler, ref(conn))
+        self._autocommit = conn._autocommit
+        self._isolation_level = conn._isolation_level
+        self._read_only = conn._read_only
+        self._deferrable = conn._deferrable
+        self.row_factory = conn.row_factory  # type: ignore[assignment]  # row makers are the same for both kinds
+        self.cursor_factory = AsyncCursor
+        # Inside `conn.transaction()` an explicit commit is an error on the connection, so it is one on the view.
+        self._num_transactions = conn._num_transactions
+        self._pool = conn._pool  # only looked at: a pooled connection is not closed on exit
+
+
+def _tell(conn: Any, query: object) -> None:
+    if (checkout := conn.pooled.checkout) is not None:
+        checkout.statement = query

@@ -15,7 +15,7 @@ from dramatiq.common import compute_backoff
 from dramatiq.middleware import Interrupt, Shutdown
 
 from worker.errors import LeaseLost
-from worker.pool import Connection, Pool, async_view
+from worker.pool import Connection, Pool
 from worker.queue.claim import Claim
 from worker.queue.context import Context
 
@@ -83,7 +83,7 @@ class Delivery(MessageProxy):
             return self.context
         if self.conn is None:
             raise RuntimeError(f"job {self.claim.actor!r}: no connection was opened for this run")
-        return self.conn if kind == "Connection" else async_view(self.conn)
+        return self.conn if kind == "Connection" else self.pool.view(self.conn)
 
     @property
     def holder(self) -> str:

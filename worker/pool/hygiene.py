@@ -1,0 +1,232 @@
+"""Hygiene: a connection comes back as it went out, or the one who had it is named."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, LiteralString, NamedTuple
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from worker import log
+from worker.pool.checkout import Checkout
+from worker.pool.connection import Connection
+
+logger = log.get_logger(__name__)
+
+# What the server reports by itself whenever it changes: looking costs nothing.
+_REPORTED = (
+    b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"application_name", b"search_path",
+    b"default_transaction_read_only", b"session_authorization",
+)  # fmt: skip
+
+# One look at all that a session can keep beyond a transaction; reads the server's memory, no table of the user's.
+FIND_LEFTOVERS: LiteralString = """
+    SELECT 'setting' AS kind, name, setting AS value FROM pg_settings WHERE source = 'session'
+    UNION ALL
+    SELECT 'role', current_user, '' WHERE current_user <> session_user
+    UNION ALL
+    SELECT 'LISTEN', channel, '' FROM pg_listening_channels() AS channel
+    UNION ALL
+    SELECT 'temporary table', relname, '' FROM pg_class
+    WHERE relnamespace = pg_my_temp_schema() AND relkind IN ('r', 'p', 'S', 'v')
+    UNION ALL
+    SELECT 'advisory lock', concat_ws(':', classid, objid), '' FROM pg_locks
+    WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+    UNION ALL
+    SELECT 'prepared statement', name, '' FROM pg_prepared_statements WHERE from_sql
+    UNION ALL
+    SELECT 'cursor', name, '' FROM pg_cursors WHERE is_holdable
+"""
+
+_RESTORE_SETTING: LiteralString = "SELECT set_config(%s, %s, false)"
+
+# How each kind is undone; DISCARD ALL would also take what the pool itself has set up.
+_CLEANING: dict[str, LiteralString] = {
+    "role": "RESET ROLE",
+    "LISTEN": "UNLISTEN *",
+    "temporary table": "DISCARD TEMP",
+    "advisory lock": "SELECT pg_advisory_unlock_all()",
+    "prepared statement": "DEALLOCATE ALL",
+    "cursor": "CLOSE ALL",
+}
+
+
+class HygieneMode(StrEnum):
+    """What is looked for, beyond what is free to see, when a connection comes back."""
+
+    OFF = "off"
+    """Nothing more."""
+    DETECT = "detect"
+    """All that a session can keep, by one statement at each return; what is found is named and undone."""
+    DISCARD = "discard"
+    """The same look; a session in which something is found is named, closed and replaced."""
+
+
+class Leftover(NamedTuple):
+    """Something that outlived the transaction it was made in."""
+
+    kind: str
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} = {self.value}" if self.value else f"{self.kind} {self.name}"
+
+
+class Standard(NamedTuple):
+    """A connection as it goes out."""
+
+    attributes: tuple[Any, ...]
+    reported: tuple[bytes | None, ...]
+    handlers: tuple[tuple[Any, ...], tuple[Any, ...]]
+    leftovers: frozenset[Leftover]
+
+
+_ATTRIBUTES = (
+    "_autocommit", "row_factory", "cursor_factory", "server_cursor_factory", "_isolation_level", "_read_only",
+    "_deferrable",
+)  # fmt: skip
+
+
+class Hygiene:
+    """Compares each connection that comes back with how it went out, and restores it."""
+
+    def __init__(self, mode: HygieneMode) -> None:
+        self.mode = mode
+        self.num_dirty = 0
+        """Connections that did not come back as they went out."""
+
+    def remember(self, conn: Connection) -> None:
+        """This is how *conn*, which is new, is to come back."""
+        found = frozenset() if self.mode is HygieneMode.OFF else frozenset(_find(conn))
+        conn.standard = Standard(_attributes(conn), _reported(conn), _handlers(conn), found)
+
+    def is_clean(self, conn: Connection) -> bool:
+        """Whether all that can be seen for free is as it was, and nothing else is to be looked for; no round trip."""
+        standard = conn.standard
+        return (
+            self.mode is HygieneMode.OFF
+            and standard is not None
+            and conn.pgconn.transaction_status == TransactionStatus.IDLE
+            and not conn._pipeline
+            and _attributes(conn) == standard.attributes
+            and _reported(conn) == standard.reported
+            and _handlers(conn) == standard.handlers
+        )
+
+    def restore(self, conn: Connection, checkout: Checkout) -> None:
+        """
+        Bring *conn* back to how it went out and blame what was found on its *checkout*; closes it where it cannot.
+
+        Up to a few round trips when something was left, else none, or one with a mode other than off.
+        """
+        if self.is_clean(conn) or conn.closed:
+            return
+        try:
+            found = self._restore(conn)
+        except psycopg.Error as exc:
+            self.num_dirty += 1
+            logger.warning("pool.discarded", reason=str(exc), checkout=str(checkout))
+            conn.close()
+            return
+        if found:
+            self.num_dirty += 1
+            logger.warning(
+                "pool.dirty", found=found, checkout=str(checkout), statement=checkout.last_statement,
+                advice="end transactions, use SET LOCAL, and undo what a session keeps",
+            )  # fmt: skip
+
+    def _restore(self, conn: Connection) -> list[str]:
+        found = []
+        status = conn.pgconn.transaction_status
+        if conn._pipeline or status == TransactionStatus.ACTIVE:
+            raise psycopg.OperationalError("it came back in the middle of a statement or a pipeline")
+        if status != TransactionStatus.IDLE:
+            found.append("open transaction")
+            conn.rollback()
+        found += _restore_client(conn)
+        found += self._restore_session(conn)
+        return found
+
+    def _restore_session(self, conn: Connection) -> list[str]:
+        standard = _standard(conn)
+        changed = _reported(conn) != standard.reported
+        if self.mode is HygieneMode.OFF and not changed:
+            return []
+        conn._autocommit = True
+        try:
+            now = frozenset(_find(conn))
+            found = sorted(str(leftover) for leftover in now - standard.leftovers)
+            found += sorted(f"{leftover.kind} {leftover.name} was reset" for leftover in _missing(standard, now))
+            if found and self.mode is HygieneMode.DISCARD:
+                raise psycopg.OperationalError(f"its session kept {', '.join(found)}")
+            _undo(conn, standard, now)
+            if _reported(conn) != standard.reported:
+                raise psycopg.OperationalError("its session could not be restored")
+            return found
+        finally:
+            conn._autocommit = standard.attributes[0]
+
+
+def _standard(conn: Connection) -> Standard:
+    assert conn.standard is not None  # noqa: S101  # every connection of a pool is remembered when it is made
+    return conn.standard
+
+
+def _restore_client(conn: Connection) -> list[str]:
+    """What psycopg keeps on its own side."""
+    standard = _standard(conn)
+    found = []
+    for name, was, now in zip(_ATTRIBUTES, standard.attributes, _attributes(conn), strict=True):
+        if now != was:
+            found.append(f"{name.lstrip('_')} {now!r}")
+            setattr(conn, name, was)
+            conn._begin_statement = b""
+    if _handlers(conn) != standard.handlers:
+        found.append("notice or notify handlers")
+        conn._notice_handlers[:], conn._notify_handlers[:] = standard.handlers
+    return found
+
+
+def _find(conn: Connection) -> list[Leftover]:
+    with conn.cursor(row_factory=tuple_row) as cur:
+        return [Leftover(*row) for row in cur.execute(FIND_LEFTOVERS)]
+
+
+def _missing(standard: Standard, now: frozenset[Leftover]) -> list[Leftover]:
+    """What the pool had set up in the session, and is not there any more."""
+    names = {leftover.name for leftover in now}
+    return [was for was in standard.leftovers if was.kind == "setting" and was.name not in names]
+
+
+def _undo(conn: Connection, standard: Standard, now: frozenset[Leftover]) -> None:
+    was = {leftover.name: leftover for leftover in standard.leftovers if leftover.kind == "setting"}
+    left = now - standard.leftovers
+    wrong = {leftover.name for leftover in left if leftover.kind == "setting"}
+    for leftover in [*(was[name] for name in wrong & was.keys()), *_missing(standard, now)]:
+        conn.execute(_RESTORE_SETTING, [leftover.name, leftover.value])
+    for name in wrong - was.keys():
+        conn.execute(sql.SQL("RESET {}").format(sql.Identifier(*name.split("."))))
+    for kind in {leftover.kind for leftover in left} - {"setting"}:
+        conn.execute(_CLEANING[kind])
+        if kind == "prepared statement":
+            conn._prepared.clear()
+
+
+def _attributes(conn: Connection) -> tuple[Any, ...]:
+    return (
+        conn._autocommit, conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, conn._isolation_level,
+        conn._read_only, conn._deferrable,
+    )  # fmt: skip
+
+
+def _reported(conn: Connection) -> tuple[bytes | None, ...]:
+    ask = conn.pgconn.parameter_status
+    return tuple([ask(name) for name in _REPORTED])
+
+
+def _handlers(conn: Connection) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return tuple(conn._notice_handlers), tuple(conn._notify_handlers)

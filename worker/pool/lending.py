@@ -1,0 +1,321 @@
+"""The lending: connections of the supply are taken, given back, and taken from those who are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from worker import clock, log
+from worker.errors import PoolForked
+from worker.pool.borrowed import Borrowed
+from worker.pool.checkout import Checkout, Checkouts, shield
+from worker.pool.connection import Connection
+from worker.pool.options import AsyncMode, PoolOptions
+from worker.pool.supply import Retirement, Supply
+from worker.pool.threaded import ThreadedConnection
+from worker.pool.view import AsyncView
+from worker.pool.waiting import LoopWaiter, Waiter, refuse_deadlock
+
+logger = log.get_logger(__name__)
+
+T = TypeVar("T")
+W = TypeVar("W", bound=Waiter)
+
+
+class Lending(Supply):
+    """
+    A supply whose connections are lent, in the order of asking; the books say to whom.
+
+    Threads and coroutines of any event loop stand in one line.
+    """
+
+    def __init__(self, options: PoolOptions) -> None:
+        super().__init__(options)
+        self._checkouts = Checkouts()
+        self._num_timeouts = self._num_reclaimed = 0
+
+    # Taking
+
+    def connection(self, timeout: float | None = None) -> Borrowed[Connection, psycopg.AsyncConnection[Any]]:  # type: ignore[override]  # more than a generator: it serves `async with` too
+        """
+        A connection for a block, `with` or `async with`; its end commits, or rolls back what raised.
+
+        Raises:
+            PoolTimeout: None became free within *timeout* seconds (`acquire_timeout` when None); names who holds what
+                since when.
+            PoolDeadlock: None can become free, because everybody who holds one waits, this caller included.
+            PoolClosed: The pool is closed or closing.
+            PoolForked: This process was forked from the one that opened the pool.
+        """
+        return Borrowed(self, timeout)
+
+    def begin(self, timeout: float | None = None) -> Borrowed[Connection, psycopg.AsyncConnection[Any]]:
+        """Like `connection`, in a transaction that has begun, and that the block cannot end by itself."""
+        return Borrowed(self, timeout, begin=True)
+
+    def try_begin(self) -> Borrowed[Connection | None, psycopg.AsyncConnection[Any] | None]:
+        """Like `begin`, but the block gets None if no connection is idle or others wait for one."""
+        return Borrowed(self, begin=True, wait=False)
+
+    def acquire(self, timeout: float | None = None) -> Connection:
+        """
+        Take a connection, to be given back with `release`; prefer `connection()`, which cannot forget it.
+
+        Raises:
+            PoolTimeout, PoolDeadlock, PoolClosed, PoolForked: As `connection`.
+        """
+        deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
+        with shield.get()():
+            while True:
+                got = self._ask(Waiter)
+                conn = got if isinstance(got, Connection) else self._wait(got, deadline)
+                seems_fit = self._seems_fit(conn)
+                if seems_fit or (seems_fit is None and self._is_fit(conn, deadline - clock.monotonic())):
+                    conn._pool = self
+                    return conn
+                # Found dead or too old while idle, say after a restart of the server: let the caller notice nothing.
+                self._end_checkout(conn)
+                self.retire(conn)
+
+    def try_acquire(self) -> Connection | None:
+        """A connection if one is idle and nobody waits for it, else None at once; to be given back with `release`."""
+        with shield.get()():
+            while (conn := self._take_idle()) is not None:
+                if self._seems_fit(conn) or (not conn.closed and self._is_fit(conn, self.timeout)):
+                    conn._pool = self
+                    return conn
+                self._end_checkout(conn)
+                self.retire(conn)
+        return None
+
+    async def acquire_async(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:  # noqa: ASYNC109  # as in `acquire`
+        """`acquire` for coroutines; waits in the same line as threads. To be given back with `release_async`."""
+        deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            got = self._ask(LoopWaiter)
+            conn = got if isinstance(got, Connection) else await self._wait_async(got, deadline)
+            if await self._is_fit_async(conn, deadline):
+                conn._pool = self
+                return self.view(conn)
+
+    async def try_acquire_async(self) -> psycopg.AsyncConnection[Any] | None:
+        """`try_acquire` for coroutines."""
+        while (conn := self._take_idle()) is not None:
+            if await self._is_fit_async(conn, clock.monotonic() + self.timeout):
+                conn._pool = self
+                return self.view(conn)
+        return None
+
+    def getconn(self, timeout: float | None = None) -> Connection:
+        """psycopg_pool's name of `acquire`."""
+        return self.acquire(timeout)
+
+    def view(self, conn: Connection) -> psycopg.AsyncConnection[Any]:
+        """A connection that is out, for use by coroutines instead of threads."""
+        if self.options.async_mode is AsyncMode.THREAD:
+            return ThreadedConnection(conn)  # type: ignore[return-value]  # it has the methods
+        return AsyncView(conn)
+
+    def _ask(self, kind: type[W]) -> Connection | W:
+        """An idle connection, on the books already, or a place in the line."""
+        self._refuse_fork()
+        checkout = Checkout()
+        with self._lock:
+            self._check_open_getconn()
+            self._stats[self._REQUESTS_NUM] += 1
+            if self._pool:
+                conn = self._pool.popleft()
+                self._checkouts.begin(checkout, conn)
+                return conn
+            refuse_deadlock(checkout, self._waiting, self._checkouts, self._max_size)
+            self._stats[self._REQUESTS_QUEUED] += 1
+            waiter = kind(checkout, self._checkouts)
+            self._waiting.append(waiter)
+            self._maybe_grow_pool()
+            return waiter
+
+    def _take_idle(self) -> Connection | None:
+        self._refuse_fork()
+        checkout = Checkout()
+        with self._lock:
+            self._check_open_getconn()
+            if self._waiting or not self._pool:
+                return None
+            conn = self._pool.popleft()
+            self._checkouts.begin(checkout, conn)
+            return conn
+
+    def _wait(self, waiter: Waiter, deadline: float) -> Connection:
+        try:
+            return waiter.wait(max(0.0, deadline - clock.monotonic()))
+        except BaseException as exc:
+            self._leave_line(waiter, exc)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.checkout.age * 1000)
+
+    async def _wait_async(self, waiter: LoopWaiter, deadline: float) -> Connection:
+        try:
+            return await waiter.wait_async(max(0.0, deadline - clock.monotonic()))
+        except BaseException as exc:
+            self._leave_line(waiter, exc)
+            raise
+
+    def _leave_line(self, waiter: Waiter, exc: BaseException) -> None:
+        """Nobody waits at *waiter* any more: what it was given meanwhile goes to the next."""
+        waiter.fail(PoolTimeout("given up"))
+        with self._lock, suppress(ValueError):
+            self._waiting.remove(waiter)
+        if waiter.conn is not None and self._end_checkout(waiter.conn):
+            self._add_to_pool(waiter.conn)
+        if isinstance(exc, PoolTimeout):
+            self._num_timeouts += 1
+            raise PoolTimeout(self._why_none_is_free(waiter.checkout.age)) from None
+
+    async def _is_fit_async(self, conn: Connection, deadline: float) -> bool:
+        fit = self._seems_fit(conn)
+        if fit is None:
+            fit = await in_thread(lambda: self._is_fit(conn, deadline - clock.monotonic()))
+        if not fit:
+            self._end_checkout(conn)
+            self.run_task(Retirement(self, conn))
+        return fit
+
+    # Giving back
+
+    def release(self, conn: psycopg.Connection[Any]) -> None:
+        """
+        Give back a connection taken with `acquire`; what it left behind is undone, and one that is broken is replaced.
+
+        Raises:
+            ValueError: It is not one of this pool's that are out. One that was reclaimed meanwhile is let pass.
+        """
+        if not isinstance(conn, Connection) or (conn.checkout is None and not conn.revoked):
+            raise ValueError(f"cannot take back {conn}: it is not out of {self!r}; was it given back before?")
+        if self._forked:
+            return
+        with shield.get()():
+            checkout = conn.checkout
+            if checkout is None or not self._end_checkout(conn):
+                return  # reclaimed, and replaced by now
+            try:
+                self._take_back(conn, checkout)
+            finally:
+                self._checkouts.settled()
+
+    async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
+        """Give back what `acquire_async` gave."""
+        conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
+        if self._closed or self.options.after_release or conn.closed or not self.hygiene.is_clean(conn):
+            await in_thread(lambda: self.release(conn))
+        else:
+            self.release(conn)
+
+    def putconn(self, conn: Connection) -> None:
+        """psycopg_pool's name of `release`."""
+        self.release(conn)
+
+    def _take_back(self, conn: Connection, checkout: Checkout) -> None:
+        if not self._closed:
+            self.hygiene.restore(conn, checkout)
+            if self._may_stay(conn):
+                self._add_to_pool(conn)
+                return
+        self.retire(conn)
+
+    def _end_checkout(self, conn: Connection) -> bool:
+        """Take *conn* off the books; False when it was off already."""
+        checkout = conn.checkout
+        return checkout is not None and self._checkouts.end(checkout)
+
+    def reclaim(self, holder: str) -> None:
+        """
+        End what *holder* still has out: it is over, and nobody else will return it.
+
+        The connection is never handed on, because its session may be in any state; another takes its place.
+        """
+        for checkout in self._checkouts.held_by(holder):
+            self._reclaim(checkout, "its job is over")
+
+    def _reclaim(self, checkout: Checkout, why: str) -> None:
+        if not self._checkouts.end(checkout):
+            return
+        self._num_reclaimed += 1
+        logger.error("pool.leaked", why=why, checkout=str(checkout), statement=checkout.last_statement)
+        self._revoke(checkout)
+
+    def _revoke(self, checkout: Checkout) -> None:
+        """End the session of *checkout*, which is off the books; the connection may be in use, or be no more."""
+        assert checkout.pgconn is not None  # noqa: S101  # it was out
+        conn = checkout.conn or Connection(checkout.pgconn)
+        conn._pool = None
+        conn.revoke()
+        self._vacate(conn)
+        self._checkouts.settled()
+
+    def cancel(self, holder: str, *, timeout: float) -> None:
+        """Cancel on the server what *holder*'s connections are doing now; each within *timeout* seconds."""
+        for checkout in self._checkouts.held_by(holder):
+            self._cancel(checkout, timeout)
+
+    def _cancel(self, checkout: Checkout, timeout: float) -> None:
+        with checkout.lock:
+            conn = checkout.conn
+            if conn is not None and self._checkouts.holds(checkout) and conn.is_busy:
+                try:
+                    conn.cancel_safe(timeout=timeout)
+                except psycopg.Error as exc:
+                    logger.warning("pool.cancel_failed", reason=str(exc))
+
+    def reclaim_abandoned(self) -> None:
+        """Take back what nobody can return any more; warn once about what is kept for long."""
+        for checkout in self._checkouts.listed():
+            if why := checkout.abandoned():
+                self._reclaim(checkout, why)
+            elif not checkout.warned and checkout.age > self.options.warn_after:
+                checkout.warned = True
+                logger.warning("pool.held_long", checkout=str(checkout), statement=checkout.last_statement)
+
+    # Seeing
+
+    @property
+    def num_out(self) -> int:
+        """Connections that are checked out."""
+        return len(self._checkouts)
+
+    def checkouts(self) -> list[Checkout]:
+        """Every connection that is out, longest first."""
+        return self._checkouts.listed()
+
+    def _why_none_is_free(self, waited: float) -> str:
+        away = f"none of them is out: the server is away ({self._failure or 'no answer yet'})"
+        held = "; ".join(str(checkout) for checkout in self.checkouts()) or away
+        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {held}"
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a child of the one that opened the pool."""
+        return self._forked
+
+    def _refuse_fork(self) -> None:
+        if self._forked:
+            raise PoolForked(
+                f"the pool was opened by process {self._pid}, and this is process {os.getpid()}, forked from it:"
+                " its sessions are the parent's; open one here, worker.get_pool() does, or start children with spawn"
+            )
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Run *call* in a thread to its end, even if the caller is cancelled: it must not lose a connection half way."""
+    working = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        raise

@@ -1,0 +1,257 @@
+"""The supply: how the pool's connections are made, kept up to date, and ended."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Any
+from weakref import WeakSet
+
+import psycopg
+import psycopg_pool
+from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.pool import AddConnection, MaintenanceTask
+
+from worker import clock, log
+from worker.config import redacted
+from worker.pool.connection import Connection
+from worker.pool.hygiene import Hygiene
+from worker.pool.options import ConnectOptions, PoolOptions
+from worker.pool.waiting import Waiter
+
+logger = log.get_logger(__name__)
+
+# A session whose client vanished notices it within this time even in the middle of a query, so that neither its locks
+# nor its place under the server's limit outlive the client. Refused where the server's platform cannot do it.
+_CHECK_CLIENT = "SET client_connection_check_interval = '2s'"
+# How many connections are made at once: one at a time, as psycopg_pool does it, a cold pool of 20 with a distant server
+# does not serve its first 20 callers within their 5 s.
+_PARALLEL = 4
+# How long the end of a session is waited for where it is ended; what takes longer keeps its seat, and is watched.
+_GOODBYE = 0.25
+# After which a session whose end nobody confirmed counts as ended: keepalives have given it up by then on both sides.
+_LINGER = 90.0
+# An idle connection may have been forgotten by something on its way that drops it silently: asked before it is used.
+_ASK_AFTER = 30.0
+_ASK_TIMEOUT = 1.0
+
+
+class Backoff(AttemptWithBackoff):
+    """Attempts to connect: soon at first, at least once a second for as long as somebody needs it."""
+
+    def update_delay(self, now: float) -> None:
+        self.delay = psycopg_pool.ConnectionPool._jitter(min(1.0, self.delay * 2 or 0.1), -0.1, 0.0)
+
+
+class Retirement(MaintenanceTask):
+    """Ends a connection on one of the pool's own threads."""
+
+    def __init__(self, pool: Supply, conn: Connection) -> None:
+        super().__init__(pool)
+        self._conn = conn
+
+    def _run(self, pool: psycopg_pool.ConnectionPool[Any]) -> None:
+        assert isinstance(pool, Supply)  # noqa: S101  # it was made with one
+        pool.retire(self._conn)
+
+
+class Supply(psycopg_pool.ConnectionPool[Connection]):
+    """
+    Connections that exist, at most `max_size`: those idle here, those out, those being made and those being ended.
+
+    A seat is given free only when the server has ended the session that had it.
+    """
+
+    _waiting: deque[Waiter]  # type: ignore[assignment]  # ours, of psycopg_pool's kind
+
+    def __init__(self, options: PoolOptions) -> None:
+        self.options = options
+        self.hygiene = Hygiene(options.hygiene)
+        self._pid = os.getpid()
+        self._forked = False
+        self._sessions: WeakSet[Connection] = WeakSet()
+        self._num_growing = 0
+        self._lingering: list[tuple[Connection, float]] = []
+        self._failing_since: float | None = None
+        self._failure: psycopg.Error | None = None
+        super().__init__(
+            connection_class=Connection,
+            # The first connection is made by who opens the pool, and wants its error; the minimum holds from then on.
+            min_size=0,
+            max_size=options.max_size,
+            open=False,
+            name="worker",
+            timeout=options.acquire_timeout,
+            max_lifetime=options.max_lifetime,
+            max_idle=options.idle_timeout,
+            num_workers=_PARALLEL + 1,
+        )
+        self.connect_options = options.connect_options()
+
+    @property
+    def connect_options(self) -> ConnectOptions:
+        """Where connections lead and how they are made; setting it is for future ones, those that exist stay."""
+        return self._connect_options
+
+    @connect_options.setter
+    def connect_options(self, options: ConnectOptions) -> None:
+        self._connect_options = options
+        self.conninfo, self.kwargs = options.conninfo, options.parameters
+
+    # Making
+
+    def _connect(self, timeout: float | None = None) -> Connection:
+        conn = super()._connect(timeout)
+        self._sessions.add(conn)
+        try:
+            _set_up(conn)
+            if self.options.after_connect is not None:
+                self.options.after_connect(conn)
+                conn.commit()
+            self.hygiene.remember(conn)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def _maybe_grow_pool(self) -> None:
+        """Begin to make as many connections as somebody waits for, or the minimum needs. Under the lock."""
+        missing = self._min_size - self._nconns
+        wanted = min(_PARALLEL, max(len(self._waiting), missing + self._num_growing))
+        while self._num_growing < wanted and self._nconns < self._max_size and not self._closed:
+            self._nconns += 1
+            self._num_growing += 1
+            self.run_task(AddConnection(self, growing=True))
+
+    def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
+        """Make the connection of a seat that is taken already; again and again as long as somebody needs it."""
+        try:
+            conn = self._connect()
+        except Exception as exc:
+            self._say_unreachable(exc)
+            with self._lock:
+                needed = bool(self._waiting) or self._nconns <= self._min_size
+                if not needed:
+                    self._nconns -= 1
+                    self._num_growing -= growing
+            if needed:
+                attempt = attempt or Backoff(timeout=0.0)
+                attempt.update_delay(clock.monotonic())
+                self.schedule_task(AddConnection(self, attempt, growing=growing), attempt.delay)
+            return
+        self._say_reachable()
+        self._add_to_pool(conn)
+        with self._lock:
+            self._num_growing -= growing
+            self._min_size = min(self.options.min_size, self._max_size)
+            self._maybe_grow_pool()
+
+    def _add_to_pool(self, conn: Connection) -> None:
+        conn.idle_since = clock.monotonic()
+        super()._add_to_pool(conn)
+
+    def _say_unreachable(self, exc: Exception) -> None:
+        self._failure = exc if isinstance(exc, psycopg.Error) else None
+        if self._failing_since is None:
+            self._failing_since = clock.monotonic()
+            logger.warning("pool.unreachable", database=redacted(self.options.conninfo), reason=str(exc).strip())
+
+    def _say_reachable(self) -> None:
+        since, self._failing_since, self._failure = self._failing_since, None, None
+        if since is not None:
+            logger.info("pool.reachable", after=round(clock.monotonic() - since, 3))
+
+    # Judging
+
+    def _is_stale(self, conn: Connection, now: float) -> bool:
+        """Whether it is to be replaced although it works."""
+        return (
+            conn._expire_at <= now
+            or conn._created_at <= self._drained_at
+            or now - conn.idle_since >= self.options.idle_timeout
+        )
+
+    def _seems_fit(self, conn: Connection) -> bool | None:
+        """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
+        now = clock.monotonic()
+        if conn.closed or self._is_stale(conn, now):
+            return False
+        if self.options.before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
+            return None
+        return True
+
+    def _is_fit(self, conn: Connection, timeout: float) -> bool:
+        """Ask it: a round trip of at most *timeout* seconds, and the hook's own."""
+        asked = conn.answers(max(0.0, min(_ASK_TIMEOUT, timeout)))
+        return asked and _allowed_by(self.options.before_acquire, conn)
+
+    def _may_stay(self, conn: Connection) -> bool:
+        """Whether one that came back goes on."""
+        if conn.closed or conn._expire_at <= clock.monotonic() or conn._created_at <= self._drained_at:
+            return False
+        return _allowed_by(self.options.after_release, conn)
+
+    # Ending
+
+    def retire(self, conn: Connection) -> None:
+        """End a session for good; its seat is free when the server has ended it too."""
+        conn._pool = None
+        conn.close(_GOODBYE)
+        self._vacate(conn)
+
+    def _vacate(self, conn: Connection) -> None:
+        """*conn* is closed: give its seat to who waits, now or when its session is gone."""
+        with self._lock:
+            if conn.has_ended():
+                self._nconns -= 1
+                self._maybe_grow_pool()
+            else:
+                self._lingering.append((conn, clock.monotonic()))
+
+    def _shrink_pool(self) -> None:
+        """Ours is the sweep: psycopg_pool's closes one connection per idle timeout, and none below the minimum."""
+
+    def sweep_supply(self) -> None:
+        """Replace what is stale, notice sessions that have ended meanwhile, keep up the minimum."""
+        now = clock.monotonic()
+        with self._lock:
+            stale = [conn for conn in self._pool if conn.closed or self._is_stale(conn, now)]
+            for conn in stale:
+                self._pool.remove(conn)
+            lingering, self._lingering = self._lingering, []
+        for conn in stale:
+            self.retire(conn)
+        for conn, since in lingering:
+            if conn.has_ended() or now - since > _LINGER:
+                conn.forget_end()
+                self._vacate(conn)
+            else:
+                self._lingering.append((conn, since))
+        with self._lock:
+            self._maybe_grow_pool()
+
+
+def _allowed_by(hook: Any, conn: Connection) -> bool:
+    """Whether *hook* lets *conn* go on; what it left in the middle of a transaction does not."""
+    if hook is None:
+        return True
+    try:
+        allowed = hook(conn) is not False
+        if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            conn.commit()
+        return allowed
+    except Exception as exc:
+        logger.warning("pool.hook_failed", hook=getattr(hook, "__name__", repr(hook)), reason=repr(exc))
+        return False
+
+
+def _set_up(conn: Connection) -> None:
+    conn.autocommit = True
+    try:
+        conn.execute(_CHECK_CLIENT)
+    except psycopg.errors.DatabaseError as exc:
+        if conn.closed:
+            raise
+        logger.debug("pool.no_client_check", reason=str(exc))
+    finally:
+        conn.autocommit = False
