@@ -10,6 +10,7 @@ import click
 from worker.cli import exits
 
 _VERBS = {
+    "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",

@@ -100,6 +100,8 @@ class Dispatcher:
         self._renew_at = self._keep_house_at = 0.0
         self._next_due = float("inf")
         self.failure: BaseException | None = None
+        self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
+        """What this worker says about itself when it is asked, on the connection that it is given."""
 
     def __enter__(self) -> Dispatcher:
         self._thread.start()
@@ -381,6 +383,9 @@ class Dispatcher:
         if channel == self.schema.channels["later"]:
             # When the next job is due, the heartbeat knows.
             self._renew_at = 0.0
+        elif channel == self.schema.channels["ask"]:
+            if self.answer is not None:
+                self.submit(self.answer)
         else:
             self._hungry = True
 

@@ -64,8 +64,10 @@ class Transaction(Middleware):
         self.after_process_message(broker, delivery, exception=delivery._exception or SkipMessage())
 
     def _begin(self, delivery: Delivery, actor: Job[..., Any]) -> None:
-        conn = delivery.pool.getconn()
+        conn = delivery.pool.acquire()
         delivery.scope.callback(_give_back, delivery)
+        if conn.checkout is not None:
+            conn.checkout.spans_job = True
         delivery.conn = conn
         # A block of psycopg's refuses explicit commits inside it, which would split the job's effect.
         transaction = conn.transaction()
@@ -107,7 +109,7 @@ class Transaction(Middleware):
 def _give_back(delivery: Delivery) -> None:
     conn, delivery.conn, delivery.transaction = delivery.conn, None, None
     if conn is not None:
-        delivery.pool.putconn(conn)
+        delivery.pool.release(conn)
 
 
 def _enter(delivery: Delivery, variable: Any, value: Any) -> None:
