@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any, LiteralString
 
 import click
@@ -30,6 +31,7 @@ NOW: LiteralString = "SELECT clock_timestamp()"
 # Asked again as often as this: a notification can be lost with the connection that listens.
 _ASK_AGAIN = 1.0
 _LOOK = 0.05
+_WIDE = 240
 
 
 @click.command("connections")
@@ -86,7 +88,8 @@ def _print(answers: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # As wide as it likes where no person looks at it.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
     if not answers:
         console.print("no worker is alive")
     for answer in answers:
