@@ -10,6 +10,7 @@ from worker.errors import (
 )
 from worker.pool import Pool, get_pool
 from worker.queue.actor import job
+from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResults
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
@@ -22,6 +23,9 @@ __all__ = [
     "DatabaseUnavailable",
     "Pool",
     "PostgresBroker",
+    "PostgresGroups",
+    "PostgresLimits",
+    "PostgresResults",
     "SchemaError",
     "SignatureError",
     "WorkerError",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import dramatiq.broker
 import psycopg
@@ -17,11 +17,13 @@ from dramatiq import Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import default_middleware
+from dramatiq.results import Results
 
 from worker import log
 from worker.config import Config
 from worker.errors import ConfigError, SchemaError
 from worker.pool import Pool, PoolOptions, get_pool, shield
+from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
@@ -35,6 +37,8 @@ from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
 from worker.queue.transaction import Transaction
 
 logger = log.get_logger(__name__)
+
+T = TypeVar("T")
 
 # How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
 _SEND_PATIENCE = 30.0
@@ -66,7 +70,7 @@ class PostgresBroker(Broker):
         lease: float = 10.0,
     ) -> None:
         # First of the list: its before-hooks come first and its after-hooks last.
-        rest = [make() for make in default_middleware] if middleware is None else middleware
+        rest = self._default_middleware() if middleware is None else middleware
         self._url = url
         self._pool = pool
         self._lease_duration = lease
@@ -183,6 +187,25 @@ class PostgresBroker(Broker):
             raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
             raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
+
+    def execute(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """
+        Run *work*, which must be short, in a transaction of its own: in a worker on the reserved connection.
+
+        Raises:
+            BrokerConnectionError: The database is out of reach; whether it was done is not known.
+        """
+        with _reaching_the_database():
+            if self.dispatcher is not None:
+                with shield.get()():
+                    return _wait_for(self.dispatcher.submit(work))
+            with self.pool.connection() as conn:
+                return work(conn)
+
+    def _default_middleware(self) -> list[Middleware]:
+        """Dramatiq's own, and results and groups on Postgres, so that `store_results=True` is all that is needed."""
+        rest: list[Middleware] = [make() for make in default_middleware]
+        return [*rest, Results(backend=PostgresResults(self)), PostgresGroups(self)]
 
     # Hooks
 
@@ -311,9 +334,9 @@ def _reaching_the_database() -> Iterator[None]:
         raise BrokerConnectionError(str(exc)) from exc
 
 
-def _wait_for(sent: Future[None]) -> None:
+def _wait_for(sent: Future[T]) -> T:
     try:
-        sent.result(_SEND_PATIENCE)
+        return sent.result(_SEND_PATIENCE)
     except FutureTimeout:
         sent.cancel()
         raise psycopg.OperationalError(f"the database did not answer within {_SEND_PATIENCE:.0f} s") from None
