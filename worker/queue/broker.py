@@ -26,9 +26,10 @@ from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import NewJob, bound_connection, encode, insert
+from worker.queue.enqueue import bound_connection, encode, insert
 from worker.queue.history import History
 from worker.queue.lease import Lease, application_name
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS

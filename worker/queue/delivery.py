@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from dramatiq import Actor, Message, MessageProxy
@@ -18,10 +18,8 @@ from worker.errors import LeaseLost
 from worker.pool import Connection, Pool, async_view
 from worker.queue.claim import Claim
 from worker.queue.context import Context
-
-if TYPE_CHECKING:
-    from worker.queue.enqueue import NewJob
-    from worker.queue.settlement import Settlement
+from worker.queue.new_job import NewJob
+from worker.queue.settlement import Settlement
 
 current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
 

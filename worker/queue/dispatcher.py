@@ -17,10 +17,11 @@ from worker import clock, log
 from worker.pool import Pool
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.enqueue import NewJob, insert
+from worker.queue.enqueue import insert
 from worker.queue.group_commit import GroupCommit
 from worker.queue.history import History
 from worker.queue.lease import Lease
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE

@@ -10,8 +10,7 @@ from psycopg import sql
 
 from worker import log
 from worker.errors import SchemaError
-from worker.queue.schema import Schema
-from worker.queue.statements import (
+from worker.queue.history_statements import (
     ATTACH_PARTITION,
     CREATE_PARTITION,
     DETACH_PARTITION,
@@ -21,6 +20,7 @@ from worker.queue.statements import (
     LOCK_HISTORY,
     UNLOCK_HISTORY,
 )
+from worker.queue.schema import Schema
 
 logger = log.get_logger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import psycopg
 from dramatiq.middleware import Middleware, SkipMessage
@@ -12,14 +12,23 @@ from worker import log
 from worker.errors import LostLease, TransactionEnded
 from worker.pool import holder
 from worker.queue.actor import Job
+from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
 from worker.queue.enqueue import bind
-from worker.queue.settlement import Outcome, Settlement, conclude, finish
-
-if TYPE_CHECKING:
-    from worker.queue.broker import PostgresBroker
+from worker.queue.new_job import NewJob
+from worker.queue.schema import Schema
+from worker.queue.settlement import Outcome, Settlement, finish
 
 logger = log.get_logger(__name__)
+
+
+class Rows(Protocol):
+    """What a job's transaction needs of its broker."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    def encode(self, message: Delivery, delay: int | None) -> NewJob: ...
 
 
 class Transaction(Middleware):
@@ -31,7 +40,7 @@ class Transaction(Middleware):
     only a run whose settlement was written is ever taken off the queue.
     """
 
-    def before_process_message(self, broker: PostgresBroker, delivery: Delivery) -> None:  # type: ignore[override]  # ours, of our broker
+    def before_process_message(self, broker: Rows, delivery: Delivery) -> None:  # type: ignore[override]  # ours, of our broker
         delivery.started = True
         # Left last of all, when the run's own connection is back.
         delivery.scope.callback(delivery.pool.reclaim, delivery.holder)
@@ -48,7 +57,7 @@ class Transaction(Middleware):
 
     def after_process_message(  # type: ignore[override]
         self,
-        broker: PostgresBroker,
+        broker: Rows,
         delivery: Delivery,
         *,
         result: Any = None,
@@ -60,7 +69,7 @@ class Transaction(Middleware):
         # By this flag Dramatiq's Worker chooses which hooks come next, and Results stores a failure in one of them.
         delivery.failed = delivery.settlement.outcome is Outcome.DEAD
 
-    def after_skip_message(self, broker: PostgresBroker, delivery: Delivery) -> None:  # type: ignore[override]
+    def after_skip_message(self, broker: Rows, delivery: Delivery) -> None:  # type: ignore[override]
         self.after_process_message(broker, delivery, exception=delivery._exception or SkipMessage())
 
     def _begin(self, delivery: Delivery, actor: Job[..., Any]) -> None:
@@ -74,7 +83,7 @@ class Transaction(Middleware):
         if not actor.signature.is_async:
             delivery.scope.enter_context(bind(conn))
 
-    def _end(self, broker: PostgresBroker, delivery: Delivery, exception: BaseException | None) -> Settlement:
+    def _end(self, broker: Rows, delivery: Delivery, exception: BaseException | None) -> Settlement:
         with delivery.scope:
             settlement = conclude(delivery, exception)
             if delivery.conn is not None and settlement.outcome is Outcome.DONE:
@@ -83,7 +92,7 @@ class Transaction(Middleware):
                 _roll_back(delivery, exception)
             return settlement
 
-    def _commit(self, broker: PostgresBroker, delivery: Delivery, settlement: Settlement) -> Settlement:
+    def _commit(self, broker: Rows, delivery: Delivery, settlement: Settlement) -> Settlement:
         """Settle within the job's transaction and commit both, or neither; returns what became of the job."""
         assert delivery.conn is not None  # noqa: S101  # the caller looked
         assert delivery.transaction is not None  # noqa: S101
