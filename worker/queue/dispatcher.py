@@ -141,6 +141,11 @@ class Dispatcher:
         """Look now instead of at the next poll."""
         self._alarm.ring()
 
+    def keep_house(self) -> None:
+        """Make the history's partitions now instead of at the next hour."""
+        self._keep_house_at = 0.0
+        self.wake()
+
     def pause(self) -> None:
         """Claim nothing more; everything else goes on."""
         self._claiming = False
@@ -255,7 +260,7 @@ class Dispatcher:
         if now >= self._keep_house_at:
             # Before working, so that an error cannot keep us from everything else.
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
-            if self._history.maintain(conn, clock.now().date()):
+            if self._history.maintain(conn):
                 self._keep_house_at = now + _HOUSEKEEPING
         if now >= self._next_due:
             self._promote(conn)

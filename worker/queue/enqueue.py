@@ -78,6 +78,14 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     return NewJob(*head, None, None, plain.encode())
 
 
+def check_delay(actor: str, delay: object) -> None:
+    """Refuse what is no delay, while its sender can still be told."""
+    if not isinstance(delay, int | float) or isinstance(delay, bool) or not delay >= 0:
+        raise ArgumentError(
+            f"job {actor!r}: delay={delay!r}: expected milliseconds from now, 0 or more, or a timedelta"
+        )
+
+
 def encode_options(options: dict[str, Any], actor: str) -> str:
     """*options* as JSON that `jsonb` takes; a NUL, as tracebacks may hold one, becomes U+FFFD."""
     try:

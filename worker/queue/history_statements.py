@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import LiteralString
 
+GET_TODAY: LiteralString = "SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date"
+
 # Of the session, because a partition cannot be detached concurrently within a transaction.
 LOCK_HISTORY: LiteralString = "SELECT pg_advisory_lock(hashtextextended(%(name)s, 0))"
 

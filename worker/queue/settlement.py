@@ -11,7 +11,7 @@ import psycopg
 
 from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
-from worker.queue.statements import FINISH_JOB, SETTLE_JOBS
+from worker.queue.statements import SETTLE_JOBS
 
 # The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
 _ERROR_LENGTH = 4000
@@ -77,14 +77,6 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
         },
     ).fetchall()
     return {row[0] for row in rows}
-
-
-def finish(conn: psycopg.Connection[Any], schema: Schema, settlement: Settlement) -> bool:
-    """Write one job's success in the transaction of *conn*; False when its lease is lost and nothing was written."""
-    if settlement.following:
-        return bool(settle(conn, schema, [settlement]))
-    proof = {"id": settlement.id, "token": settlement.token}
-    return conn.execute(schema.render(FINISH_JOB).encode(), proof).rowcount == 1
 
 
 def storable(error: str) -> str:

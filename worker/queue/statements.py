@@ -185,24 +185,29 @@ SETTLE_JOBS: LiteralString = """
     SELECT id, (SELECT count(*) FROM told)
     FROM owned"""
 
-# job_pkey. The same for the commonest case, one job that is done and that nothing follows from: the statement above
-# costs its caller more than the job itself. No timeout of the job's reaches it any more, so it brings its own for the
-# row's lock, for this transaction only.
+# job_pkey. The same for the commonest case, one job that is done and that nothing follows from. It is sent in one
+# message with the COMMIT, which must not be reached when the fence has not held: then this fails, by a cast that
+# the message of the error shows.
 FINISH_JOB: LiteralString = """
     WITH finished AS (
         DELETE FROM {schema}.job AS job
         WHERE job.id = %(id)s
           AND job.token = %(token)s
-          AND (SELECT set_config('lock_timeout', '5s', true)) IS NOT NULL
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
             job.claimed_by, job.args, job.error
+    ),
+    recorded AS (
+        INSERT INTO {schema}.job_history (
+            id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args,
+            error
+        )
+        SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(),
+            claimed_by, args, error
+        FROM finished
+        RETURNING id
     )
-    INSERT INTO {schema}.job_history (
-        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args, error
-    )
-    SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by,
-        args, error
-    FROM finished"""
+    SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('carpool lost the lease of ' || count(*))::int END
+    FROM recorded"""
 
 # Looking, for join, flush and --until-empty
 
