@@ -28,9 +28,10 @@ from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import NewJob, bound_connection, encode, insert
+from worker.queue.enqueue import bound_connection, check_delay, encode, insert
 from worker.queue.history import History
 from worker.queue.lease import Lease, application_name
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
@@ -140,13 +141,14 @@ class PostgresBroker(Broker):
 
         Raises:
             QueueNotFound: Nobody declared its queue.
-            ArgumentError: Its arguments do not fit the job.
+            ArgumentError: Its arguments do not fit the job, or the delay is no number of milliseconds from 0 on.
             BrokerConnectionError: The database is out of reach; whether the job exists is not known.
         """
         if isinstance(message, Delivery) and message.settled:
             # Dramatiq's Worker calls the hooks again when it was interrupted in them: what is committed is not retried.
             return message
         if delay is not None:
+            check_delay(message.actor_name, delay)
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
         if q_name(message.queue_name) not in self.queues:
@@ -163,6 +165,11 @@ class PostgresBroker(Broker):
     def encode(self, message: Message[Any] | Delivery, delay: int | None) -> NewJob:
         """The row of *message*."""
         return encode(message, delay, self.actors.get(message.actor_name))  # type: ignore[arg-type]  # a proxy is a message
+
+    def keep_house(self) -> None:
+        """Have the dispatcher make the history's partitions now: a commit has found none for its day."""
+        if self.dispatcher is not None:
+            self.dispatcher.keep_house()
 
     def _collect(self, delivery: Delivery, message: Message[Any], delay: int | None) -> None:
         try:

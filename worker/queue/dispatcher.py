@@ -17,10 +17,11 @@ from worker import clock, log
 from worker.pool import Pool
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.enqueue import NewJob, insert
+from worker.queue.enqueue import insert
 from worker.queue.group_commit import GroupCommit
 from worker.queue.history import History
 from worker.queue.lease import Lease
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
@@ -142,6 +143,11 @@ class Dispatcher:
         """Look now instead of at the next poll."""
         self._alarm.ring()
 
+    def keep_house(self) -> None:
+        """Make the history's partitions now instead of at the next hour."""
+        self._keep_house_at = 0.0
+        self.wake()
+
     def pause(self) -> None:
         """Claim nothing more; everything else goes on."""
         self._claiming = False
@@ -256,7 +262,7 @@ class Dispatcher:
         if now >= self._keep_house_at:
             # Before working, so that an error cannot keep us from everything else.
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
-            if self._history.maintain(conn, clock.now().date()):
+            if self._history.maintain(conn):
                 self._keep_house_at = now + _HOUSEKEEPING
         if now >= self._next_due:
             self._promote(conn)
