@@ -10,8 +10,11 @@ import dramatiq
 import psycopg
 import pytest
 from dramatiq import group, pipeline
+from dramatiq.middleware import GroupCallbacks
 from dramatiq.rate_limits import Barrier, BucketRateLimiter, ConcurrentRateLimiter, WindowRateLimiter
-from dramatiq.results import ResultFailure, ResultMissing, ResultTimeout
+from dramatiq.rate_limits.backends import StubBackend as StubLimits
+from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
+from dramatiq.results.backends import StubBackend as StubResults
 from psycopg import AsyncConnection, Connection
 
 from tests.factories import InThread, column, opened_pool, scalar
@@ -175,6 +178,17 @@ def test_the_last_member_is_the_last_again_when_it_runs_again(sender: PostgresBr
     PostgresLimits(sender).add("g", 2, 60_000)
 
     assert [arrive(db, sender, who) for who in (1, 2, 2, 1)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("kind", [Results, GroupCallbacks])
+def test_a_middleware_of_ones_own_takes_the_place_of_ours(kind: type[dramatiq.Middleware]) -> None:
+    """Both together would store results twice, and enqueue the callbacks of a group twice."""
+    broker = PostgresBroker(schema="worker")
+    own = Results(backend=StubResults()) if kind is Results else GroupCallbacks(StubLimits())
+
+    broker.add_middleware(own)
+
+    assert [middleware for middleware in broker.middleware if isinstance(middleware, kind)] == [own]
 
 
 def test_a_mutex_lets_one_in_at_a_time(sender: PostgresBroker) -> None:

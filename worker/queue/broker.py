@@ -16,7 +16,7 @@ import psycopg
 from dramatiq import Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import default_middleware
+from dramatiq.middleware import GroupCallbacks, default_middleware
 from dramatiq.results import Results
 
 from worker import log
@@ -57,7 +57,8 @@ class PostgresBroker(Broker):
         url: A libpq connection string for a pool of its own; the process's pool, `worker.get_pool()`, when None.
         pool: An open pool to use instead.
         schema: The schema that holds the tables; `WORKER_SCHEMA` or "worker" when None.
-        middleware: Dramatiq's default list when None; the job transactions come first in any case.
+        middleware: When None, Dramatiq's default list, and results and groups on Postgres, so that
+            `store_results=True` is all they need. The job transactions come first in any case.
         lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
     """
 
@@ -71,7 +72,9 @@ class PostgresBroker(Broker):
         lease: float = 10.0,
     ) -> None:
         # First of the list: its before-hooks come first and its after-hooks last.
-        rest = self._default_middleware() if middleware is None else middleware
+        self._ours: list[Middleware] = []
+        ours = [Results(backend=PostgresResults(self)), PostgresGroups(self)] if middleware is None else []
+        rest = [make() for make in default_middleware] if middleware is None else middleware
         self._url = url
         self._pool = pool
         self._lease_duration = lease
@@ -80,7 +83,8 @@ class PostgresBroker(Broker):
         self._feed: ConsumerFeed | None = None
         self.dispatcher: Dispatcher | None = None
         self._schema = None if schema is None else Schema(schema)
-        super().__init__([Transaction(), *rest])
+        super().__init__([Transaction(), *rest, *ours])
+        self._ours = ours
         self.queues: set[str] = set()
 
     @property
@@ -209,10 +213,12 @@ class PostgresBroker(Broker):
             with self.pool.connection() as conn:
                 return work(conn)
 
-    def _default_middleware(self) -> list[Middleware]:
-        """Dramatiq's own, and results and groups on Postgres, so that `store_results=True` is all that is needed."""
-        rest: list[Middleware] = [make() for make in default_middleware]
-        return [*rest, Results(backend=PostgresResults(self)), PostgresGroups(self)]
+    def add_middleware(self, middleware: Middleware, **place: Any) -> None:
+        """Add a middleware; results or groups on another backend take the place of ours, or both would count."""
+        for kind in (Results, GroupCallbacks):
+            if isinstance(middleware, kind):
+                self.middleware = [m for m in self.middleware if m not in self._ours or not isinstance(m, kind)]
+        super().add_middleware(middleware, **place)
 
     # Hooks
 
