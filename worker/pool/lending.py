@@ -212,6 +212,8 @@ class Lending(Supply):
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
         """Give back what `acquire_async` gave."""
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
+        if isinstance(view, AsyncView):
+            await view.end_statements()
         if self._closed or self.options.after_release or conn.closed or not self.hygiene.is_clean(conn):
             await in_thread(lambda: self.release(conn))
         else:
@@ -255,7 +257,7 @@ class Lending(Supply):
         assert checkout.pgconn is not None  # noqa: S101  # it was out
         conn = checkout.conn or Connection(checkout.pgconn)
         conn._pool = None
-        conn.revoke()
+        conn.revoke(by_coroutine=self.options.async_mode is AsyncMode.VIEW and checkout.is_looped)
         self._vacate(conn)
         self._checkouts.settled()
 
