@@ -18,6 +18,7 @@ from dramatiq.results import ResultBackend
 from dramatiq.results import backends as results
 
 from tests.conformance import stand_in
+from tests.factories import opened_pool
 from worker import PostgresBroker, PostgresLimits, PostgresResults
 
 # A database of its own within Redis, because it is emptied before each test.
@@ -74,9 +75,8 @@ def redis_result_backend(redis_client: Any) -> ResultBackend:
 @pytest.fixture
 def executor() -> Iterator[PostgresBroker]:
     """What our backends run their statements on, where a test has no broker of ours."""
-    broker = PostgresBroker(stand_in.database_url)
-    yield broker
-    broker.close()
+    with opened_pool(stand_in.database_url) as pool:
+        yield PostgresBroker(pool=pool)
     with psycopg.connect(stand_in.database_url) as conn:
         conn.execute("TRUNCATE worker.result, worker.counter CASCADE")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dramatiq
@@ -225,6 +226,17 @@ def test_a_window_and_a_bucket_count_what_they_let_in(sender: PostgresBroker) ->
         counted.append(admitted)
 
     assert counted == [3, 3]
+
+
+def test_racing_callers_never_pass_a_window(sender: PostgresBroker) -> None:
+    """Each on another second's counter, so that none of them meets the row of another."""
+    limits = PostgresLimits(sender)
+    keys = [f"w@{second}" for second in range(8)]
+
+    racers = [InThread(partial(limits.incr_and_sum, key, lambda: keys, 1, 3, 60_000)) for key in keys]
+    let_in = sum(racer.result() for racer in racers)
+
+    assert let_in == 3
 
 
 def test_a_counter_that_has_expired_begins_anew(sender: PostgresBroker, db: psycopg.Connection) -> None:
