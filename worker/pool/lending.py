@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -163,6 +164,9 @@ class Lending(Supply):
     async def _wait_async(self, waiter: LoopWaiter, deadline: float) -> Connection:
         try:
             return await waiter.wait_async(max(0.0, deadline - clock.monotonic()))
+        except GeneratorExit:
+            waiter.abandon()
+            raise
         except BaseException as exc:
             self._leave_line(waiter, exc)
             raise
@@ -211,6 +215,8 @@ class Lending(Supply):
 
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
         """Give back what `acquire_async` gave."""
+        if _get_running_loop() is None:
+            return  # the garbage collector closes a coroutine whose loop is gone: see `Borrowed.__aexit__`
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
         if isinstance(view, AsyncView):
             await view.end_statements()
@@ -277,6 +283,10 @@ class Lending(Supply):
 
     def reclaim_abandoned(self) -> None:
         """Take back what nobody can return any more; warn once about what is kept for long."""
+        with self._lock:
+            gone = [waiter for waiter in self._waiting if waiter.is_gone]
+            for waiter in gone:
+                self._waiting.remove(waiter)
         for checkout in self._checkouts.listed():
             if why := checkout.abandoned():
                 self._reclaim(checkout, why)

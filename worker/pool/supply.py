@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from typing import Any
 from weakref import WeakSet
@@ -86,6 +87,8 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             max_idle=options.idle_timeout,
             num_workers=_PARALLEL + 1,
         )
+        # The garbage collector may close a generator that has a connection, in a thread that is at work in here.
+        self._lock = threading.RLock()
         self.connect_options = options.connect_options()
 
     @property
