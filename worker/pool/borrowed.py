@@ -117,5 +117,5 @@ class Borrowed(Generic[SyncT, AsyncT]):
 
     async def _give_back_async(self) -> None:
         view, self._view = self._view, None
-        if view is not None:
+        if view is not None and _get_running_loop() is self._loop:
             await self._pool.release_async(view)

@@ -68,6 +68,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
         self.hygiene = Hygiene(options.hygiene)
+        self._before_acquire, self._after_release = options.before_acquire, options.after_release
         self._pid = os.getpid()
         self._forked = False
         self._sessions: WeakSet[Connection] = WeakSet()
@@ -149,10 +150,6 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             self._min_size = min(self.options.min_size, self._max_size)
             self._maybe_grow_pool()
 
-    def _add_to_pool(self, conn: Connection) -> None:
-        conn.idle_since = clock.monotonic()
-        super()._add_to_pool(conn)
-
     def _say_unreachable(self, exc: Exception) -> None:
         self._failure = exc if isinstance(exc, psycopg.Error) else None
         if self._failing_since is None:
@@ -168,31 +165,27 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     def _is_stale(self, conn: Connection, now: float) -> bool:
         """Whether it is to be replaced although it works."""
-        return (
-            conn._expire_at <= now
-            or conn._created_at <= self._drained_at
-            or now - conn.idle_since >= self.options.idle_timeout
-        )
+        return conn._expire_at <= now or conn._created_at <= self._drained_at or now - conn.idle_since >= self.max_idle
 
-    def _seems_fit(self, conn: Connection) -> bool | None:
+    def _seems_fit(self, conn: Connection, now: float) -> bool | None:
         """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
-        now = clock.monotonic()
         if conn.closed or self._is_stale(conn, now):
             return False
-        if self.options.before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
+        if self._before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
             return None
         return True
 
     def _is_fit(self, conn: Connection, timeout: float) -> bool:
         """Ask it: a round trip of at most *timeout* seconds, and the hook's own."""
         asked = conn.answers(max(0.0, min(_ASK_TIMEOUT, timeout)))
-        return asked and _allowed_by(self.options.before_acquire, conn)
+        return asked and _allowed_by(self._before_acquire, conn)
 
     def _may_stay(self, conn: Connection) -> bool:
         """Whether one that came back goes on."""
-        if conn.closed or conn._expire_at <= clock.monotonic() or conn._created_at <= self._drained_at:
+        now = conn.idle_since = clock.monotonic()
+        if conn.closed or conn._expire_at <= now or conn._created_at <= self._drained_at:
             return False
-        return _allowed_by(self.options.after_release, conn)
+        return self._after_release is None or _allowed_by(self._after_release, conn)
 
     # Ending
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from psycopg_pool import PoolTimeout
 from psycopg_pool.pool import WaitingClient
 
+from worker import clock
 from worker.errors import PoolDeadlock
 from worker.pool.checkout import Checkout, Checkouts
 from worker.pool.connection import Connection
@@ -20,12 +21,18 @@ class Waiter(WaitingClient[Connection]):
     The connection is on the books from the moment it is handed over, whether or not its taker still wakes up.
     """
 
-    __slots__ = ("_checkouts", "checkout")
+    __slots__ = ("_asked_at", "_checkouts", "checkout")
 
     def __init__(self, checkout: Checkout, checkouts: Checkouts) -> None:
         super().__init__()
         self.checkout = checkout
         self._checkouts = checkouts
+        self._asked_at = checkout.since
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it was asked for."""
+        return clock.monotonic() - self._asked_at
 
     @property
     def is_waiting(self) -> bool:
@@ -43,6 +50,7 @@ class Waiter(WaitingClient[Connection]):
             if not self.is_waiting or not self._wake():
                 return False
             self.conn = conn
+            self.checkout.since = clock.monotonic()
             self._checkouts.begin(self.checkout, conn)
             self._cond.notify_all()
             return True
@@ -130,9 +138,11 @@ def refuse_deadlock(asking: Checkout, waiters: Iterable[Waiter], checkouts: Chec
     Raises:
         PoolDeadlock: Every connection is out, and all who have one would wait. Names both places in the code.
     """
+    if len(checkouts) < seats:
+        return
     held = checkouts.listed()
     mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
-    if mine is None or len(held) < seats:
+    if mine is None:
         return
     asked = [waiter.checkout for waiter in list(waiters) if waiter.is_waiting]
     asked.append(asking)

@@ -1,0 +1,1 @@
+"""Benchmarks: what our own costs, beside what it stands on."""
