@@ -204,6 +204,14 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             else:
                 self._lingering.append((conn, clock.monotonic()))
 
+    def forget_lingering(self) -> None:
+        """Watch no longer for the end of sessions: nobody needs their seats any more."""
+        with self._lock:
+            lingering, self._lingering = self._lingering, []
+        for conn, _ in lingering:
+            conn.has_ended(_GOODBYE)
+            conn.forget_end()
+
     def _shrink_pool(self) -> None:
         """Ours is the sweep: psycopg_pool's closes one connection per idle timeout, and none below the minimum."""
 
