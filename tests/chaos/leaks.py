@@ -26,7 +26,7 @@ class Leaks:
     def __init__(self) -> None:
         self.made_by_kind: Counter[str] = Counter()
         self.reclaimed_by_kind: Counter[str] = Counter()
-        self.found_after: list[float] = []
+        self.found_after: list[tuple[float, str]] = []
         self._open: Counter[str] = Counter()
         self._possible: set[str] = set()
         self._over_at: dict[str, float] = {}
@@ -60,7 +60,7 @@ class Leaks:
                 return
             self.reclaimed_by_kind[_kind(holder)] += 1
             if over_at := self._over_at.get(holder):
-                self.found_after.append(time.monotonic() - over_at)
+                self.found_after.append((time.monotonic() - over_at, holder))
             self._balance(holder, -1)
 
     def _balance(self, holder: str, change: int) -> None:

@@ -89,7 +89,7 @@ def soak(server: Server, seconds: float, seed: int, max_size: int) -> tuple[list
     )
     findings += _left_behind(files, threads)
     findings.append(memory.finding())
-    surprises = sum(count for what, count in scene.counts.items() if what.startswith(("surprise", "log")))
+    surprises = sum(count for what, count in scene.counts.items() if what.startswith("surprise"))
     findings.append(Finding("surprises", surprises, not surprises))
     return findings, scene
 
@@ -203,7 +203,9 @@ def _listening_to_the_log(scene: Scene) -> Iterator[None]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            scene.count(f"log: {record.name}: {record.getMessage()[:80]}")
+            # psycopg itself speaks of the sessions that were killed under it.
+            what = "said by" if record.name == "psycopg" else "surprise: log of"
+            scene.count(f"{what} {record.name}: {record.msg}")
 
     handler = Handler(logging.WARNING)
     # asyncio complains about the tasks of loops that are closed under them, which is what is done here.
@@ -211,7 +213,7 @@ def _listening_to_the_log(scene: Scene) -> Iterator[None]:
     structlog.configure(processors=[hear], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     logging.getLogger().addHandler(handler)
     unraisable = sys.unraisablehook
-    sys.unraisablehook = lambda args: scene.count(f"unraisable: {args.exc_value!r} in {args.object!r:.60}")
+    sys.unraisablehook = lambda args: scene.count(f"surprise: unraisable {args.exc_value!r}")
     for logger in quiet:
         logger.setLevel(logging.CRITICAL + 1)
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
+from weakref import ref
 
 import psycopg
 from psycopg.rows import dict_row
@@ -186,19 +189,19 @@ def drop(scene: Scene, rng: random.Random, who: str) -> None:
     """Forget the connection itself, and live on."""
     name = scene.leaks.name("connection dropped")
 
-    def take() -> bool:
+    def take() -> ref[Connection] | None:
         with scene.attempt(who, "dropped connection"):
             conn = scene.pool.acquire(_TIMEOUT)
-            try:
+            with suppress(psycopg.Error):
                 scene.taken(conn, name)
                 work(conn, rng, who)
-            except psycopg.Error as exc:
-                # It would keep the connection alive by its traceback's frames.
-                exc.__traceback__ = None
-            return True
-        return False
+            return ref(conn)
+        return None
 
-    if _as_holder(name, take):
+    dropped = _as_holder(name, take)
+    if dropped is not None:
+        if dropped() is not None:
+            gc.collect()  # the error of a killed session keeps it alive, by the frames of its traceback
         scene.leaks.made(name)
 
 

@@ -53,8 +53,9 @@ def leak_findings(leaks: Leaks) -> Iterable[Finding]:
     shown = dict(list(unsettled.items())[:5]) or "none"
     yield Finding("leaks lost (above 0) or live owners robbed", shown, not unsettled)
     if found := sorted(leaks.found_after):
-        worst = found[-1]
-        seen = f"median {statistics.median(found):.2f} s, worst {worst:.2f} s"
+        worst, whose = found[-1]
+        median = statistics.median(after for after, _ in found)
+        seen = f"median {median:.2f} s, worst {worst:.2f} s ({whose})"
         yield Finding(f"leaks found within {FOUND_WITHIN:g} s", seen, worst <= FOUND_WITHIN)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
+from asyncio.events import _get_running_loop
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -46,6 +48,7 @@ class Borrowed(Generic[SyncT, AsyncT]):
         self._conn: Connection | None = None
         self._view: psycopg.AsyncConnection[Any] | None = None
         self._transaction: Any = None
+        self._loop: AbstractEventLoop | None = None
 
     def __enter__(self) -> SyncT:
         try:
@@ -80,6 +83,7 @@ class Borrowed(Generic[SyncT, AsyncT]):
                 self._pool.release(conn)
 
     async def __aenter__(self) -> AsyncT:
+        self._loop = _get_running_loop()
         if self._wait:
             self._view = await self._pool.acquire_async(self._timeout)
         else:
@@ -99,6 +103,11 @@ class Borrowed(Generic[SyncT, AsyncT]):
         view = self._view
         if view is None:
             return
+        if kind is GeneratorExit and _get_running_loop() is not self._loop:
+            # A coroutine whose loop is gone, in the hands of the garbage collector: nothing can be awaited here, and no
+            # lock may be taken, as whoever holds it may be the one who is being interrupted. The sweep will find it.
+            self._view = None
+            return
         try:
             if self._transaction is not None:
                 await self._transaction.__aexit__(kind, error, trace)
@@ -108,5 +117,5 @@ class Borrowed(Generic[SyncT, AsyncT]):
 
     async def _give_back_async(self) -> None:
         view, self._view = self._view, None
-        if view is not None:
+        if view is not None and _get_running_loop() is self._loop:
             await self._pool.release_async(view)

@@ -77,7 +77,6 @@ class Checkout:
         self.pgconn = conn.pgconn
         self._conn = ref(conn)
         conn.checkout = self
-        self.since = clock.monotonic()
 
     @property
     def conn(self) -> Connection | None:

@@ -26,6 +26,7 @@ _GOODBYE = 2.0
 _LET_GO = 1.0
 # The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
 _HANGUP = getattr(select, "POLLRDHUP", 0)
+_BAD = ConnStatus.BAD  # looked up at each checkout and return
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
@@ -69,7 +70,7 @@ class Connection(psycopg.Connection[Any]):
     @property
     def closed(self) -> bool:
         """Whether it is of no more use; libpq may not have noticed that its socket was shut."""
-        return self._severed or self.pgconn.status == ConnStatus.BAD
+        return self._severed or self.pgconn.status == _BAD
 
     def close(self, timeout: float = _GOODBYE) -> None:
         """

@@ -41,6 +41,9 @@ FIND_LEFTOVERS: LiteralString = """
     SELECT 'cursor', name, '' FROM pg_cursors WHERE is_holdable
 """
 
+# Looked up at each return.
+_IDLE = TransactionStatus.IDLE
+
 _RESTORE_SETTING: LiteralString = "SELECT set_config(%s, %s, false)"
 
 # How each kind is undone; DISCARD ALL would also take what the pool itself has set up.
@@ -96,6 +99,7 @@ class Hygiene:
 
     def __init__(self, mode: HygieneMode) -> None:
         self.mode = mode
+        self._sees_all = mode is HygieneMode.OFF  # what is free to see is all that is looked at
         self.num_dirty = 0
         """Connections that did not come back as they went out."""
 
@@ -108,9 +112,9 @@ class Hygiene:
         """Whether all that can be seen for free is as it was, and nothing else is to be looked for; no round trip."""
         standard = conn.standard
         return (
-            self.mode is HygieneMode.OFF
+            self._sees_all
             and standard is not None
-            and conn.pgconn.transaction_status == TransactionStatus.IDLE
+            and conn.pgconn.transaction_status == _IDLE
             and not conn._pipeline
             and _attributes(conn) == standard.attributes
             and _reported(conn) == standard.reported
@@ -123,7 +127,7 @@ class Hygiene:
 
         Up to a few round trips when something was left, else none, or one with a mode other than off.
         """
-        if self.is_clean(conn) or conn.closed:
+        if conn.closed:
             return
         try:
             found = self._restore(conn)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from asyncio.events import _get_running_loop
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -70,24 +71,33 @@ class Lending(Supply):
         Raises:
             PoolTimeout, PoolDeadlock, PoolClosed, PoolForked: As `connection`.
         """
-        deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
-        with shield.get()():
-            while True:
-                got = self._ask(Waiter)
-                conn = got if isinstance(got, Connection) else self._wait(got, deadline)
-                seems_fit = self._seems_fit(conn)
-                if seems_fit or (seems_fit is None and self._is_fit(conn, deadline - clock.monotonic())):
-                    conn._pool = self
-                    return conn
-                # Found dead or too old while idle, say after a restart of the server: let the caller notice nothing.
-                self._end_checkout(conn)
-                self.retire(conn)
+        shielded = shield.get()
+        if shielded is nullcontext:  # the rule outside of jobs; entering it costs as much as the hand-over itself
+            return self._acquire(timeout)
+        with shielded():
+            return self._acquire(timeout)
+
+    def _acquire(self, timeout: float | None) -> Connection:
+        deadline: float | None = None
+        while True:
+            checkout = Checkout()
+            if deadline is None:
+                deadline = checkout.since + (self.timeout if timeout is None else timeout)
+            got = self._ask(Waiter, checkout)
+            conn = got if isinstance(got, Connection) else self._wait(got, deadline)
+            seems_fit = self._seems_fit(conn, checkout.since)
+            if seems_fit or (seems_fit is None and self._is_fit(conn, deadline - clock.monotonic())):
+                conn._pool = self
+                return conn
+            # Found dead or too old while idle, say after a restart of the server: let the caller notice nothing.
+            self._end_checkout(conn)
+            self.retire(conn)
 
     def try_acquire(self) -> Connection | None:
         """A connection if one is idle and nobody waits for it, else None at once; to be given back with `release`."""
         with shield.get()():
             while (conn := self._take_idle()) is not None:
-                if self._seems_fit(conn) or (not conn.closed and self._is_fit(conn, self.timeout)):
+                if self._seems_fit(conn, clock.monotonic()) or (not conn.closed and self._is_fit(conn, self.timeout)):
                     conn._pool = self
                     return conn
                 self._end_checkout(conn)
@@ -98,7 +108,7 @@ class Lending(Supply):
         """`acquire` for coroutines; waits in the same line as threads. To be given back with `release_async`."""
         deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
-            got = self._ask(LoopWaiter)
+            got = self._ask(LoopWaiter, Checkout())
             conn = got if isinstance(got, Connection) else await self._wait_async(got, deadline)
             if await self._is_fit_async(conn, deadline):
                 conn._pool = self
@@ -122,12 +132,13 @@ class Lending(Supply):
             return ThreadedConnection(conn)  # type: ignore[return-value]  # it has the methods
         return AsyncView(conn)
 
-    def _ask(self, kind: type[W]) -> Connection | W:
+    def _ask(self, kind: type[W], checkout: Checkout) -> Connection | W:
         """An idle connection, on the books already, or a place in the line."""
-        self._refuse_fork()
-        checkout = Checkout()
+        if self._forked:
+            self._refuse_fork()
         with self._lock:
-            self._check_open_getconn()
+            if self._closed:
+                self._check_open_getconn()
             self._stats[self._REQUESTS_NUM] += 1
             if self._pool:
                 conn = self._pool.popleft()
@@ -158,14 +169,19 @@ class Lending(Supply):
             self._leave_line(waiter, exc)
             raise
         finally:
-            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.checkout.age * 1000)
+            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.waited * 1000)
 
     async def _wait_async(self, waiter: LoopWaiter, deadline: float) -> Connection:
         try:
             return await waiter.wait_async(max(0.0, deadline - clock.monotonic()))
+        except GeneratorExit:
+            waiter.abandon()
+            raise
         except BaseException as exc:
             self._leave_line(waiter, exc)
             raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.waited * 1000)
 
     def _leave_line(self, waiter: Waiter, exc: BaseException) -> None:
         """Nobody waits at *waiter* any more: what it was given meanwhile goes to the next."""
@@ -176,15 +192,17 @@ class Lending(Supply):
             self._add_to_pool(waiter.conn)
         if isinstance(exc, PoolTimeout):
             self._num_timeouts += 1
-            raise PoolTimeout(self._why_none_is_free(waiter.checkout.age)) from None
+            raise PoolTimeout(self._why_none_is_free(waiter.waited)) from None
 
     async def _is_fit_async(self, conn: Connection, deadline: float) -> bool:
-        fit = self._seems_fit(conn)
-        if fit is None:
-            fit = await in_thread(lambda: self._is_fit(conn, deadline - clock.monotonic()))
-        if not fit:
-            self._end_checkout(conn)
-            self.run_task(Retirement(self, conn))
+        fit = self._seems_fit(conn, clock.monotonic())
+        try:
+            if fit is None:
+                fit = await in_thread(lambda: self._is_fit(conn, deadline - clock.monotonic()))
+        finally:
+            # Cancelled in the middle of the question, nobody has it either.
+            if not fit and self._end_checkout(conn):
+                self.run_task(Retirement(self, conn))
         return fit
 
     # Giving back
@@ -200,24 +218,37 @@ class Lending(Supply):
             raise ValueError(f"cannot take back {conn}: it is not out of {self!r}; was it given back before?")
         if self._forked:
             return
-        with shield.get()():
-            checkout = conn.checkout
-            if checkout is None or not self._end_checkout(conn):
-                return  # reclaimed, and replaced by now
-            try:
-                self._take_back(conn, checkout)
-            finally:
-                self._checkouts.settled()
+        shielded = shield.get()
+        if shielded is nullcontext:
+            self._release(conn)
+            return
+        with shielded():
+            self._release(conn)
+
+    def _release(self, conn: Connection) -> None:
+        checkout = conn.checkout
+        if checkout is None or not self._checkouts.end(checkout):
+            return  # reclaimed, and replaced by now
+        try:
+            self._take_back(conn, checkout)
+        finally:
+            self._checkouts.settled()
 
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
         """Give back what `acquire_async` gave."""
+        if _get_running_loop() is None:
+            return  # the garbage collector closes a coroutine whose loop is gone: see `Borrowed.__aexit__`
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
-        if isinstance(view, AsyncView):
-            await view.end_statements()
-        if self._closed or self.options.after_release or conn.closed or not self.hygiene.is_clean(conn):
+        if isinstance(view, AsyncView) and view.lock.locked():
+            await to_its_end(self._release_in_use(view))
+        elif self._closed or self._after_release or conn.closed or not self.hygiene.is_clean(conn):
             await in_thread(lambda: self.release(conn))
         else:
             self.release(conn)
+
+    async def _release_in_use(self, view: AsyncView) -> None:
+        await view.end_statements()
+        await asyncio.to_thread(self.release, view.pooled)
 
     def putconn(self, conn: Connection) -> None:
         """psycopg_pool's name of `release`."""
@@ -225,7 +256,8 @@ class Lending(Supply):
 
     def _take_back(self, conn: Connection, checkout: Checkout) -> None:
         if not self._closed:
-            self.hygiene.restore(conn, checkout)
+            if not self.hygiene.is_clean(conn):
+                self.hygiene.restore(conn, checkout)
             if self._may_stay(conn):
                 self._add_to_pool(conn)
                 return
@@ -277,6 +309,10 @@ class Lending(Supply):
 
     def reclaim_abandoned(self) -> None:
         """Take back what nobody can return any more; warn once about what is kept for long."""
+        with self._lock:
+            gone = [waiter for waiter in self._waiting if waiter.is_gone]
+            for waiter in gone:
+                self._waiting.remove(waiter)
         for checkout in self._checkouts.listed():
             if why := checkout.abandoned():
                 self._reclaim(checkout, why)
@@ -315,7 +351,12 @@ class Lending(Supply):
 
 async def in_thread(call: Callable[[], T]) -> T:
     """Run *call* in a thread to its end, even if the caller is cancelled: it must not lose a connection half way."""
-    working = asyncio.ensure_future(asyncio.to_thread(call))
+    return await to_its_end(asyncio.to_thread(call))
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Do *work* to its end, even if the caller is cancelled."""
+    working = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:

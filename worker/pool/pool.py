@@ -251,6 +251,7 @@ class Pool(Lending):
             self._close_event.set()
             self._stop_serving()
             self._let_return(grace)
+            self.forget_lingering()
         finally:
             self._ended.set()
         logger.info("pool.closed", revoked=self._num_revoked)

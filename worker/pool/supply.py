@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from typing import Any
 from weakref import WeakSet
@@ -67,6 +68,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
         self.hygiene = Hygiene(options.hygiene)
+        self._before_acquire, self._after_release = options.before_acquire, options.after_release
         self._pid = os.getpid()
         self._forked = False
         self._sessions: WeakSet[Connection] = WeakSet()
@@ -86,6 +88,8 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             max_idle=options.idle_timeout,
             num_workers=_PARALLEL + 1,
         )
+        # The garbage collector may close a generator that has a connection, in a thread that is at work in here.
+        self._lock = threading.RLock()
         self.connect_options = options.connect_options()
 
     @property
@@ -146,10 +150,6 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             self._min_size = min(self.options.min_size, self._max_size)
             self._maybe_grow_pool()
 
-    def _add_to_pool(self, conn: Connection) -> None:
-        conn.idle_since = clock.monotonic()
-        super()._add_to_pool(conn)
-
     def _say_unreachable(self, exc: Exception) -> None:
         self._failure = exc if isinstance(exc, psycopg.Error) else None
         if self._failing_since is None:
@@ -165,31 +165,27 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     def _is_stale(self, conn: Connection, now: float) -> bool:
         """Whether it is to be replaced although it works."""
-        return (
-            conn._expire_at <= now
-            or conn._created_at <= self._drained_at
-            or now - conn.idle_since >= self.options.idle_timeout
-        )
+        return conn._expire_at <= now or conn._created_at <= self._drained_at or now - conn.idle_since >= self.max_idle
 
-    def _seems_fit(self, conn: Connection) -> bool | None:
+    def _seems_fit(self, conn: Connection, now: float) -> bool | None:
         """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
-        now = clock.monotonic()
         if conn.closed or self._is_stale(conn, now):
             return False
-        if self.options.before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
+        if self._before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
             return None
         return True
 
     def _is_fit(self, conn: Connection, timeout: float) -> bool:
         """Ask it: a round trip of at most *timeout* seconds, and the hook's own."""
         asked = conn.answers(max(0.0, min(_ASK_TIMEOUT, timeout)))
-        return asked and _allowed_by(self.options.before_acquire, conn)
+        return asked and _allowed_by(self._before_acquire, conn)
 
     def _may_stay(self, conn: Connection) -> bool:
         """Whether one that came back goes on."""
-        if conn.closed or conn._expire_at <= clock.monotonic() or conn._created_at <= self._drained_at:
+        now = conn.idle_since = clock.monotonic()
+        if conn.closed or conn._expire_at <= now or conn._created_at <= self._drained_at:
             return False
-        return _allowed_by(self.options.after_release, conn)
+        return self._after_release is None or _allowed_by(self._after_release, conn)
 
     # Ending
 
@@ -207,6 +203,14 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
                 self._maybe_grow_pool()
             else:
                 self._lingering.append((conn, clock.monotonic()))
+
+    def forget_lingering(self) -> None:
+        """Watch no longer for the end of sessions: nobody needs their seats any more."""
+        with self._lock:
+            lingering, self._lingering = self._lingering, []
+        for conn, _ in lingering:
+            conn.has_ended(_GOODBYE)
+            conn.forget_end()
 
     def _shrink_pool(self) -> None:
         """Ours is the sweep: psycopg_pool's closes one connection per idle timeout, and none below the minimum."""

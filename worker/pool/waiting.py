@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from psycopg_pool import PoolTimeout
 from psycopg_pool.pool import WaitingClient
 
+from worker import clock
 from worker.errors import PoolDeadlock
 from worker.pool.checkout import Checkout, Checkouts
 from worker.pool.connection import Connection
@@ -20,17 +21,28 @@ class Waiter(WaitingClient[Connection]):
     The connection is on the books from the moment it is handed over, whether or not its taker still wakes up.
     """
 
-    __slots__ = ("_checkouts", "checkout")
+    __slots__ = ("_asked_at", "_checkouts", "checkout")
 
     def __init__(self, checkout: Checkout, checkouts: Checkouts) -> None:
         super().__init__()
         self.checkout = checkout
         self._checkouts = checkouts
+        self._asked_at = checkout.since
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it was asked for."""
+        return clock.monotonic() - self._asked_at
 
     @property
     def is_waiting(self) -> bool:
         """Whether it has got neither a connection nor an error yet."""
         return self.conn is None and self.error is None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits here any more, without having left the line."""
+        return not self.is_waiting
 
     def set(self, conn: Connection) -> bool:
         """Hand *conn* over; False when nobody waits here any more."""
@@ -38,6 +50,7 @@ class Waiter(WaitingClient[Connection]):
             if not self.is_waiting or not self._wake():
                 return False
             self.conn = conn
+            self.checkout.since = clock.monotonic()
             self._checkouts.begin(self.checkout, conn)
             self._cond.notify_all()
             return True
@@ -88,6 +101,19 @@ class LoopWaiter(Waiter):
                 raise self.error
             return self.conn
 
+    @property
+    def is_gone(self) -> bool:
+        return not self.is_waiting or self._loop.is_closed()
+
+    def abandon(self) -> None:
+        """
+        The coroutine was closed rather than cancelled, mostly by the garbage collector after the end of its loop.
+
+        That can happen in the middle of anything, so no lock may be taken. What was handed over in this very moment
+        the sweep will find.
+        """
+        self.error = self.error or PoolTimeout("given up")
+
     def _wake(self) -> bool:
         """
         Called before the connection is handed over, and under the lock: the coroutine cannot look before it is.
@@ -112,11 +138,13 @@ def refuse_deadlock(asking: Checkout, waiters: Iterable[Waiter], checkouts: Chec
     Raises:
         PoolDeadlock: Every connection is out, and all who have one would wait. Names both places in the code.
     """
+    if len(checkouts) < seats:
+        return
     held = checkouts.listed()
     mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
-    if mine is None or len(held) < seats:
+    if mine is None:
         return
-    asked = [waiter.checkout for waiter in waiters if waiter.is_waiting]
+    asked = [waiter.checkout for waiter in list(waiters) if waiter.is_waiting]
     asked.append(asking)
     if all(any(_returned_only_after(checkout, wanted) for wanted in asked) for checkout in held):
         raise PoolDeadlock(
