@@ -83,7 +83,7 @@ class Scene:
     def stuck(self, patience: float) -> list[str]:
         """Who has been at one thing for longer than anything here may take."""
         now = time.monotonic()
-        return [who for who, since in list(self.busy_since.items()) if now - since > patience]
+        return [who for who, since in self.busy_since.copy().items() if now - since > patience]
 
     @contextmanager
     def alone(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], who: str) -> Iterator[None]:
