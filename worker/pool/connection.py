@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _GOODBYE = 2.0
 # How long a forgotten user's statement may take to notice its cancel before the socket is shut under it.
 _LET_GO = 1.0
+_POLL = 0.01
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
@@ -60,6 +62,7 @@ class Connection(psycopg.Connection[Any]):
         self.idle_since = clock.monotonic()
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
+        self._is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
 
@@ -67,10 +70,9 @@ class Connection(psycopg.Connection[Any]):
         """Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless."""
         if self.closed:
             return
-        if self.is_busy:
+        if self.is_busy and not self._is_silent:
             # A server in the middle of a statement hears Terminate only when that is over.
-            with suppress(psycopg.Error):
-                self.cancel_safe(timeout=_GOODBYE)
+            self._cancel()
         self._end = self._socket_copy()
         super().close()
         self.has_ended(timeout)
@@ -87,24 +89,42 @@ class Connection(psycopg.Connection[Any]):
         if end is not None:
             end.close()
 
-    def revoke(self) -> None:
+    def revoke(self, *, abandoned: bool = False) -> None:
         """
         End the session although somebody may still be using it: whoever does gets an `OperationalError`.
 
-        libpq's memory must not be freed under a thread that is inside libpq, so such a thread is first made to leave:
-        by a cancel, then by shutting the socket.
+        libpq's memory must not be freed under somebody who is inside libpq, so they are first made to leave: by a
+        cancel, then by shutting the socket.
+
+        Args:
+            abandoned: Nobody can be using it any more.
         """
         self.revoked = True
-        if not self.lock.acquire(blocking=False):
-            with suppress(psycopg.Error):
-                self.cancel_safe(timeout=_GOODBYE)
-            if not self.lock.acquire(timeout=_LET_GO):
-                self._sever()
-                return
-        try:
-            self.close(_LET_GO)
-        finally:
-            self.lock.release()
+        if not abandoned and self._is_used():
+            self._cancel()
+            deadline = clock.monotonic() + _LET_GO
+            while self._is_used():
+                if clock.monotonic() > deadline:
+                    self._sever()
+                    return
+                time.sleep(_POLL)
+        if self.lock.acquire(timeout=0 if abandoned else _LET_GO):
+            try:
+                self.close(_LET_GO)
+            finally:
+                self.lock.release()
+        elif abandoned:
+            self.close(_LET_GO)  # its holder died with the lock
+        else:
+            self._sever()
+
+    def _is_used(self) -> bool:
+        """Whether a thread is inside libpq, or a coroutine waits for an answer: that one does not take this lock."""
+        return self.lock.locked() or self.is_busy
+
+    def _cancel(self) -> None:
+        with suppress(psycopg.Error):
+            self.cancel_safe(timeout=_GOODBYE)
 
     def _sever(self) -> None:
         """Shut the socket; the session ends by itself, and what it says until then nobody needs to read."""
@@ -146,6 +166,7 @@ class Connection(psycopg.Connection[Any]):
             self.pgconn.send_query(b"")
             while self.pgconn.flush() or self.pgconn.is_busy():
                 if not _readable(self.pgconn.socket, timeout=deadline - clock.monotonic()):
+                    self._is_silent = True
                     return False
                 self.pgconn.consume_input()
             while self.pgconn.get_result() is not None:
