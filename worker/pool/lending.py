@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -229,6 +230,8 @@ class Lending(Supply):
 
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
         """Give back what `acquire_async` gave."""
+        if _get_running_loop() is None:
+            return  # a coroutine that outlived its loop is being collected: the sweep ends what it had
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
         takes_long = self._closed or self.options.after_release or conn.closed or self._is_expired(conn)
         if takes_long or not self.hygiene.is_clean(conn):

@@ -217,6 +217,13 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             else:
                 self._lingering.append((conn, clock.monotonic()))
 
+    def _forget_lingering(self) -> None:
+        """The pool is closed: nobody needs the seats of sessions whose end was not confirmed."""
+        with self._lock:
+            lingering, self._lingering = self._lingering, []
+        for conn, _ in lingering:
+            conn.forget_end()
+
     def _shrink_pool(self) -> None:
         """Ours is the sweep: psycopg_pool's closes one connection per idle timeout, and none below the minimum."""
 
