@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,17 +31,19 @@ _TERMINATE = b"X\x00\x00\x00\x04"
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """A cursor that tells its connection's checkout what it is used for and by which thread."""
+    """A cursor that tells its connection's checkout what it is used for."""
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.used(query)
+        self._tell(query)
         return super().execute(query, params, **options)
 
     def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.used(query)
+        self._tell(query)
         super().executemany(query, params_seq, **options)
+
+    def _tell(self, query: object) -> None:
+        if (checkout := getattr(self._conn, "checkout", None)) is not None:
+            checkout.statement = query
 
 
 class Connection(psycopg.Connection[Any]):
@@ -65,6 +68,16 @@ class Connection(psycopg.Connection[Any]):
         self._is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Whatever is said to the server passes here: the thread that last used a connection is the one that has it.
+
+        So one that was handed to another thread is not taken from that one when the first ends.
+        """
+        if (checkout := self.checkout) is not None:
+            checkout.thread = threading.current_thread()
+        return super().wait(*args, **kwargs)
 
     def close(self, timeout: float = _GOODBYE) -> None:
         """Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless."""

@@ -316,9 +316,12 @@ class Lending(Supply):
         return self._checkouts.listed()
 
     def _why_none_is_free(self, waited: float) -> str:
-        away = f"none of them is out: the server is away ({self._failure or 'no answer yet'})"
-        held = "; ".join(str(checkout) for checkout in self.checkouts()) or away
-        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {held}"
+        reasons = [str(checkout) for checkout in self.checkouts()]
+        if self._lingering:
+            reasons.append(f"{len(self._lingering)} were closed, but the server has not ended their sessions yet")
+        if not reasons:
+            reasons.append(f"none of them is out: the server is away ({self._failure or 'no answer yet'})")
+        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {'; '.join(reasons)}"
 
     @property
     def is_forked(self) -> bool:

@@ -113,6 +113,8 @@ def refuse_deadlock(asking: Checkout, waiters: Iterable[Waiter], checkouts: Chec
         PoolDeadlock: Every connection is out, and all who have one would wait. Names both places in the code.
     """
     held = checkouts.listed()
+    if any(checkout.abandoned() for checkout in held):
+        return  # the sweep will end that one, and somebody gets its seat
     mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
     if mine is None or len(held) < seats:
         return
