@@ -96,9 +96,9 @@ class InThread:
 
 
 @contextmanager
-def own_server() -> Iterator[embedded.EmbeddedPostgres]:
+def own_server(*, fast: bool = True) -> Iterator[embedded.EmbeddedPostgres]:
     """A server whose log is ours to read, and which a test may reconfigure or stop."""
-    with embedded.start(fast=True) as postgres:
+    with embedded.start(fast=fast) as postgres:
         yield postgres
 
 

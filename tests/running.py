@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 from dramatiq import Message
 
-from tests.factories import InThread, column
+from tests.factories import InThread, column, scalar
 from tests.waiting import wait_until
 from worker.config import Config
 from worker.pool import Pool
@@ -20,6 +20,7 @@ from worker.queue.dispatcher import Dispatcher
 from worker.queue.identity import job_id
 from worker.queue.lease import Lease
 from worker.queue.schema import Schema
+from worker.runtime.answers import Answers
 from worker.runtime.job_threads import JobThreads
 from worker.runtime.run import consuming, dispatching, open_pool, serving, supervise
 from worker.runtime.signals import Stop
@@ -59,9 +60,11 @@ def running_worker(
         stack.enter_context(serving(broker, pool, config))
         feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts)
         dispatcher = stack.enter_context(dispatching(broker, pool, held, feed))
+        answers = Answers(pool, broker.schema, held.worker_id)
+        dispatcher.answer = answers.write
         watchdog = stack.enter_context(Watchdog(pool))
         threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
-        supervision = InThread(lambda: supervise(stop, dispatcher, feed, watchdog, threads, loop, config))
+        supervision = InThread(lambda: supervise(stop, dispatcher, feed, watchdog, threads, loop, answers, config))
         try:
             yield RunningWorker(pool, dispatcher, feed, threads, stop, supervision)
         finally:
@@ -96,3 +99,8 @@ def waiting_row(db: psycopg.Connection, message: Message[Any], state: str) -> di
     query = "SELECT to_jsonb(job) FROM worker.job WHERE id = %s AND state = %s"
     row: dict[str, Any] = wait_until(lambda: column(db, query, row_id(message), state), WAIT, f"a {state} job")[0]
     return row
+
+
+def dead_error(db: psycopg.Connection, message: Message[Any]) -> str:
+    """Why the job of *message* is dead."""
+    return str(scalar(db, "SELECT error FROM worker.job_dead WHERE id = %s", row_id(message)))

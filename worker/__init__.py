@@ -21,6 +21,7 @@ from worker.pool import (
     get_pool_async,
 )
 from worker.queue.actor import job
+from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResults
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
@@ -39,6 +40,9 @@ __all__ = [
     "PoolForked",
     "PoolOptions",
     "PostgresBroker",
+    "PostgresGroups",
+    "PostgresLimits",
+    "PostgresResults",
     "SchemaError",
     "SignatureError",
     "WorkerError",

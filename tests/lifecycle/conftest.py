@@ -25,8 +25,9 @@ from worker.embedded import EmbeddedPostgres, binaries, shelter
 from worker.embedded.account import server_account
 from worker.embedded.places import Places
 from worker.embedded.postgres import Postgres
-from worker.queue.enqueue import NewJob, insert
+from worker.queue.enqueue import insert
 from worker.queue.identity import uuid7
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 
 ROOT = Path(__file__).parents[2]

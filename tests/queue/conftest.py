@@ -64,10 +64,11 @@ def insert_job(db: psycopg.Connection) -> InsertJob:
         crashes: int = 0,
         claimed_by: UUID | None = None,
         args: dict[str, Any] | None = None,
+        job_id: UUID | None = None,
     ) -> UUID:
         ran = int(claimed_by is not None)
         row = {
-            "id": uuid7(),
+            "id": job_id or uuid7(),
             "queue": queue,
             "actor": actor,
             "state": "running" if ran else state,

@@ -14,10 +14,11 @@ from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.waiting import wait_until
 from worker import clock
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import NewJob, insert
+from worker.queue.enqueue import insert
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.lease import application_name
+from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement
 
 # Less than a poll, which is 2 s: what comes within it was told and not found by chance.
@@ -189,11 +190,11 @@ def test_the_house_is_kept_by_the_next_session_when_the_first_was_lost_over_it(
     """Without a partition for today no job can be recorded as done, and the next regular look is an hour away."""
     maintain, first = History.maintain, [True]
 
-    def lose_the_first(history: History, conn: psycopg.Connection, today: date) -> None:
+    def lose_the_first(history: History, conn: psycopg.Connection, today: date | None = None) -> bool:
         if first:
             first.pop()
             terminate(db, backend_pid(conn))
-        maintain(history, conn, today)
+        return maintain(history, conn, today)
 
     monkeypatch.setattr(History, "maintain", lose_the_first)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -249,3 +250,15 @@ def test_a_plain_actors_message_is_kept_as_its_encoder_made_it(broker: PostgresB
     plain.send(1e22)
 
     assert Message.decode(scalar(db, "SELECT message FROM worker.job")).args == (1e22,)
+
+
+@pytest.mark.parametrize("delay", ["x", float("nan"), -1, True])
+def test_what_is_no_delay_is_refused_by_the_send(charge: Any, delay: object) -> None:
+    with pytest.raises(ArgumentError, match=rf"job 'charge': delay={delay!r}: expected milliseconds"):
+        charge.send_with_options(args=(42,), delay=delay)
+
+
+def test_a_delay_may_be_a_timedelta(charge: Any, db: psycopg.Connection) -> None:
+    charge.send_with_options(args=(42,), delay=timedelta(minutes=1))
+
+    assert scalar(db, "SELECT due_at > now() + interval '50 s' FROM worker.job")

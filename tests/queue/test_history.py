@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import psycopg
 import pytest
 
 from tests.factories import InThread, column
 from tests.queue.conftest import SCHEMA
+from worker import clock
 from worker.queue.history import History
 
 TODAY = date(2024, 2, 28)
@@ -35,6 +36,16 @@ def test_today_and_the_week_ahead_are_made(db: psycopg.Connection) -> None:
     History(SCHEMA).maintain(db, TODAY)
 
     assert partitions(db) == names(TODAY, 8)
+
+
+def test_today_is_the_databases(db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are dated by its clock; this machine's may be days off."""
+    monkeypatch.setattr(clock, "now", lambda: datetime(2000, 1, 1, tzinfo=UTC))
+
+    History(SCHEMA).maintain(db)
+
+    db.execute(INSERT, {"at": column(db, "SELECT clock_timestamp()")[0]})
+    assert names(date(2000, 1, 1), 1)[0] not in partitions(db)
 
 
 def test_a_day_begins_and_ends_in_utc(db: psycopg.Connection) -> None:

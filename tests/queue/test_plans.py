@@ -11,7 +11,8 @@ import pytest
 
 from tests.factories import own_database
 from tests.queue.conftest import SCHEMA
-from worker.queue.statements import CLAIM_JOBS, LIST_CLAIMED, PROMOTE_DUE, RESCUE_JOBS
+from worker.queue.lease_statements import LIST_CLAIMED, RESCUE_JOBS
+from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
 
 OTHERS = """
     INSERT INTO worker.job (id, queue, actor, state, due_at, rank, claimed_by, enqueued_at, args)

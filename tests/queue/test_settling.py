@@ -12,9 +12,9 @@ from tests.factories import column, scalar
 from tests.queue.conftest import SCHEMA, InsertJob, claim, dispatching
 from worker import clock
 from worker.queue.claim import Claim
-from worker.queue.enqueue import NewJob
 from worker.queue.history import History
 from worker.queue.identity import uuid7
+from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement, settle, storable
 
 EVERY_OUTCOME = list(Outcome)

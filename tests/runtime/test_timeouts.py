@@ -16,7 +16,7 @@ from tests.running import WAIT, RunningWorker, attempts, error, outcome
 from tests.waiting import wait_until
 from worker import Context, Pool, PostgresBroker, clock, job
 from worker.pool import connection as worker_connection
-from worker.queue import transaction
+from worker.queue.job_transaction import JobTransaction
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -183,19 +183,20 @@ def test_a_jobs_connection_is_used_again_only_when_its_cancel_is_over(
     broker: PostgresBroker, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel that is still on its way would meet the statement that settles the job."""
-    cancel, roll_back, order = Pool.cancel, transaction._roll_back, []
+    cancel, roll_back, order = Pool.cancel, JobTransaction.roll_back, []
 
     def cancel_slowly(*args: Any, **options: Any) -> None:
         cancel(*args, **options)
         threading.Event().wait(0.3)
         order.append("cancelled")
 
-    def note_and_roll_back(*args: Any) -> None:
-        order.append("rolled back")
-        roll_back(*args)
+    def note_and_roll_back(transaction: JobTransaction) -> None:
+        if transaction._open:
+            order.append("rolled back")
+        roll_back(transaction)
 
     monkeypatch.setattr(Pool, "cancel", cancel_slowly)
-    monkeypatch.setattr(transaction, "_roll_back", note_and_roll_back)
+    monkeypatch.setattr(JobTransaction, "roll_back", note_and_roll_back)
 
     @job(broker=broker, timeout=0.2, max_retries=0)
     def sleep(conn: Connection) -> None:

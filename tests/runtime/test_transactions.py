@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection, Connection
+from structlog.testing import capture_logs
 
 from tests.factories import backend_pid, column, scalar, terminate
 from tests.running import WAIT, RunningWorker, attempts, error, outcome, row_id, waiting_row
 from tests.waiting import wait_until
-from worker import ArgumentError, Context, PostgresBroker, job
+from worker import ArgumentError, Context, Pool, PostgresBroker, job
+from worker.queue import job_transaction
+from worker.runtime.execution import Execution
 
 pytestmark = pytest.mark.usefixtures("worker", "note")
 
@@ -221,6 +224,131 @@ def test_what_a_job_whose_commit_was_refused_sent_is_not_sent(broker: PostgresBr
     assert scalar(db, "SELECT count(*) FROM worker.job") == 0
 
 
+@pytest.mark.usefixtures("unique_note")
+def test_a_refused_commit_is_logged_with_its_reason(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('taken')")
+
+    with capture_logs() as logs:
+        outcome(db, write.send())
+        dead = wait_until(lambda: [line for line in logs if line["event"] == "job.dead"], WAIT, "the line")
+
+    assert 'violates unique constraint "once"' in dead[0]["error"]
+
+
+def test_a_commit_waits_only_so_long_for_somebodys_lock_on_its_job(
+    broker: PostgresBroker, database: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_transaction, "_LIMITS", "SET LOCAL lock_timeout = '100ms'")
+    running, locked = threading.Event(), threading.Event()
+
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection) -> None:
+        running.set()
+        assert locked.wait(WAIT)
+
+    message = write.send()
+    assert running.wait(WAIT)
+    with psycopg.connect(database) as holder:
+        holder.execute("SELECT FROM worker.job FOR UPDATE")
+        with capture_logs() as logs:
+            locked.set()
+            told = wait_until(lambda: [line for line in logs if line["event"] == "job.dead"], WAIT, "the end")
+
+    assert "lock timeout" in told[0]["error"]
+    assert outcome(db, message) == "dead"
+
+
+def test_a_commit_takes_only_so_long(
+    broker: PostgresBroker, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deferred constraint runs within it, when the job's own timeout is over."""
+    monkeypatch.setattr(job_transaction, "_LIMITS", "SET LOCAL statement_timeout = '100ms'")
+    db.execute(
+        """
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_sleep(600);
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER late AFTER INSERT ON note
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle()
+        """
+    )
+
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('hello')")
+
+    message = write.send()
+
+    assert outcome(db, message) == "dead"
+    assert "statement timeout" in error(db, message)
+
+
+def test_the_limits_of_a_commit_are_set_by_default(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    db.execute(
+        """
+        CREATE TABLE seen (lock_timeout text, statement_timeout text);
+        CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO seen VALUES (current_setting('lock_timeout'), current_setting('statement_timeout'));
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER late AFTER INSERT ON note
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION look()
+        """
+    )
+
+    @job(broker=broker)
+    def write(conn: Connection) -> None:
+        conn.execute("SET LOCAL lock_timeout = 0")
+        conn.execute("INSERT INTO note VALUES ('hello')")
+
+    outcome(db, write.send())
+
+    assert db.execute("SELECT * FROM seen").fetchall() == [("5s", "10s")]
+
+
+def test_a_commit_that_finds_no_partition_for_today_costs_the_job_nothing(
+    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
+) -> None:
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('hello')")
+
+    for _ in range(2):  # the second in another pass than the first, and between them it has kept house
+        worker.dispatcher.submit(lambda conn: None).result(WAIT)
+    for name in column(db, "SELECT inhrelid::regclass::text FROM pg_inherits"):
+        if "job_history_2" in name and "_id_" not in name:
+            db.execute(f"DROP TABLE {name}".encode())
+
+    message = write.send()
+
+    assert outcome(db, message) == "done"
+    assert (attempts(db, message), column(db, NOTES)) == (1, ["hello"])
+
+
+@pytest.mark.parametrize("forget", ["DEALLOCATE ALL", "DISCARD PLANS", "CREATE TEMP TABLE t (); DROP TABLE t"])
+def test_what_jobs_do_to_prepared_statements_spoils_no_commit(
+    broker: PostgresBroker, db: psycopg.Connection, forget: str
+) -> None:
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection, number: int) -> None:
+        if number % 2:
+            conn.execute("INSERT INTO note VALUES (%s)", ["hello"], prepare=True)
+        if number % 3 == 0:
+            for statement in forget.split("; "):
+                conn.execute(statement.encode())
+        if number == 7:
+            raise ZeroDivisionError
+
+    outcomes = [outcome(db, write.send(number)) for number in range(12)]
+
+    assert outcomes == ["dead" if number == 7 else "done" for number in range(12)]
+
+
 # What costs no attempt
 
 
@@ -309,6 +437,56 @@ def test_a_connection_killed_just_before_the_commit_costs_no_attempt(
     assert (attempts(db, message), column(db, NOTES)) == (1, ["hello"])
 
 
+def test_a_connection_killed_under_a_job_that_took_it_from_the_pool_costs_no_attempt(
+    broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    first = Once()
+
+    @job(broker=broker, max_retries=0)
+    def write(pool: Pool) -> None:
+        with pool.connection() as conn:
+            if first():
+                terminate(db, backend_pid(conn))
+            conn.execute("INSERT INTO note VALUES ('hello')")
+
+    message = write.send()
+
+    assert outcome(db, message) == "done"
+    assert (attempts(db, message), column(db, NOTES)) == (1, ["hello"])
+
+
+def test_a_pool_that_a_job_exhausts_by_itself_costs_an_attempt(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    @job(broker=broker, max_retries=0)
+    def hoard(pool: Pool) -> None:
+        with ExitStack() as stack:
+            while True:
+                stack.enter_context(pool.connection(timeout=0.1))
+
+    assert outcome(db, hoard.send()) == "dead"
+
+
+def test_a_connection_is_back_at_once_when_the_runner_itself_fails(
+    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Execution, "conclude", fail)
+
+    @job(broker=broker)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('hello')")
+
+    write.send()
+    assert failed.wait(WAIT)
+    wait_until(worker.feed.idle.is_set, WAIT, "the end of the run")
+
+    assert (worker.pool.num_out, column(db, NOTES)) == (0, [])
+
+
 # The fence
 
 
@@ -327,6 +505,27 @@ def test_a_job_that_lost_its_lease_writes_nothing(broker: PostgresBroker, db: ps
     enough.set()
 
     wait_until(lambda: column(db, NOTES) == ["kept"], WAIT, "the note of the delivery that owns the job")
+
+
+def test_a_job_whose_lease_was_lost_at_commit_is_not_called_done(
+    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
+) -> None:
+    running, enough = threading.Event(), threading.Event()
+
+    @job(broker=broker)
+    def write(conn: Connection) -> None:
+        running.set()
+        assert enough.wait(WAIT)
+
+    write.send()
+    assert running.wait(WAIT)
+    db.execute("UPDATE worker.job SET token = token + 1")
+    with capture_logs() as logs:
+        enough.set()
+        wait_until(worker.feed.idle.is_set, WAIT, "the end of the run")
+
+    events = [line["event"] for line in logs if line["event"].startswith("job.")]
+    assert events == ["job.lease_lost"]
 
 
 def test_a_job_without_connection_that_lost_its_lease_settles_nothing(

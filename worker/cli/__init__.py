@@ -10,7 +10,9 @@ import click
 from worker.cli import exits
 
 _VERBS = {
+    "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
+    "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",
 }

@@ -13,6 +13,7 @@ FAILED = 1
 USAGE = 2
 DATABASE = 3
 SCHEMA = 4
+NOT_FOUND = 5
 INTERNAL = 70
 INTERRUPTED = 130
 
@@ -22,6 +23,7 @@ MEANINGS = {
     USAGE: "The command line, a setting or a job module is wrong: nothing was started.",
     DATABASE: "The database could not be reached or started.",
     SCHEMA: "The schema is missing or of a version this worker cannot serve: see 'worker migrate'.",
+    NOT_FOUND: "What was named is not there.",
     INTERNAL: "An error in this program; the message holds where.",
     INTERRUPTED: "Stopped by Ctrl-C before the end.",
 }

@@ -119,6 +119,11 @@ class Checkout:
         text = " ".join(text.split())
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
+    @property
+    def is_looped(self) -> bool:
+        """Whether coroutines of a loop that is not closed may be in the middle of using it."""
+        return self.conn is not None and self.loop is not None and not self.loop.is_closed()
+
     def abandoned(self) -> str | None:
         """Why nobody will return it any more; None as long as somebody may."""
         if self.conn is None:

@@ -6,7 +6,6 @@ import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
 _GOODBYE = 2.0
 # How long a forgotten user's statement may take to notice its cancel before the socket is shut under it.
 _LET_GO = 1.0
-_POLL = 0.01
+# The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
+_HANGUP = getattr(select, "POLLRDHUP", 0)
+_CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
@@ -65,9 +66,14 @@ class Connection(psycopg.Connection[Any]):
         self.idle_since = clock.monotonic()
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
-        self._is_silent = False
+        self._severed = self._is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no more use; libpq may not have noticed that its socket was shut."""
+        return self._severed or self.pgconn.status == ConnStatus.BAD
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -80,19 +86,43 @@ class Connection(psycopg.Connection[Any]):
         return super().wait(*args, **kwargs)
 
     def close(self, timeout: float = _GOODBYE) -> None:
-        """Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless."""
+        """
+        Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless.
+
+        libpq's memory must not be freed under a thread that is inside libpq, so such a thread is first made to leave:
+        by a cancel, then by shutting the socket.
+        """
         if self.closed:
             return
-        if self.is_busy and not self._is_silent:
-            # A server in the middle of a statement hears Terminate only when that is over.
-            self._cancel()
-        self._end = self._socket_copy()
-        super().close()
+        self._cancel_statement()
+        if not self.lock.acquire(timeout=_LET_GO):
+            self._sever()
+            return
+        try:
+            # By now somebody else may have: whoever is made to leave a revoked one closes it on the way out.
+            if not self.closed:
+                self._end = self._socket_copy()
+                super().close()
+        finally:
+            self.lock.release()
         self.has_ended(timeout)
+
+    def _cancel_statement(self) -> None:
+        """
+        A server in the middle of a statement hears Terminate only when that is over.
+
+        A cancel that overtakes its statement on the way is lost; so once more until something is answered.
+        """
+        deadline = clock.monotonic() + _GOODBYE
+        while self.is_busy and not self._is_silent and clock.monotonic() < deadline:
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=max(0.1, deadline - clock.monotonic()))
+            if not self.is_busy or _readable(self.pgconn.socket, timeout=_CANCEL_INTERVAL):
+                return
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the server has ended the session of this closed connection, within *timeout* seconds."""
-        if self._end is not None and _ends(self._end, timeout):
+        if self._end is not None and _ends(self._end, timeout, drop=True):
             self.forget_end()
         return self._end is None
 
@@ -102,52 +132,38 @@ class Connection(psycopg.Connection[Any]):
         if end is not None:
             end.close()
 
-    def revoke(self, *, abandoned: bool = False) -> None:
+    def revoke(self, *, by_coroutine: bool = False) -> None:
         """
         End the session although somebody may still be using it: whoever does gets an `OperationalError`.
 
-        libpq's memory must not be freed under somebody who is inside libpq, so they are first made to leave: by a
-        cancel, then by shutting the socket.
-
         Args:
-            abandoned: Nobody can be using it any more.
+            by_coroutine: It was lent to a coroutine of a loop that still runs. Statements of coroutines keep a pointer
+                into libpq's memory while they wait, under a lock that no thread can take: only the socket is shut, and
+                the memory lives as long as somebody knows the view.
         """
         self.revoked = True
-        if not abandoned and self._is_used():
-            self._cancel()
-            deadline = clock.monotonic() + _LET_GO
-            while self._is_used():
-                if clock.monotonic() > deadline:
-                    self._sever()
-                    return
-                time.sleep(_POLL)
-        if self.lock.acquire(timeout=0 if abandoned else _LET_GO):
-            try:
-                self.close(_LET_GO)
-            finally:
-                self.lock.release()
-        elif abandoned:
-            self.close(_LET_GO)  # its holder died with the lock
-        else:
+        if by_coroutine and not self.closed:
+            self._cancel_statement()
             self._sever()
-
-    def _is_used(self) -> bool:
-        """Whether a thread is inside libpq, or a coroutine waits for an answer: that one does not take this lock."""
-        return self.lock.locked() or self.is_busy
-
-    def _cancel(self) -> None:
-        with suppress(psycopg.Error):
-            self.cancel_safe(timeout=_GOODBYE)
+        else:
+            self.close(_LET_GO)
 
     def _sever(self) -> None:
-        """Shut the socket; the session ends by itself, and what it says until then nobody needs to read."""
+        """
+        Shut the socket, so that the session ends by itself.
+
+        What it says until then is left to who still listens: half of an answer could look like a whole one. Only a
+        server that has not come to an end by then has what it says dropped (`has_ended`), as it may wait for that.
+        """
         end = self._end = self._socket_copy()
+        self._severed = True
         if end is not None:
             with suppress(OSError):
                 if not self.pgconn.ssl_in_use:
                     end.sendall(_TERMINATE)  # or the server's log speaks of an unexpected EOF
                 end.shutdown(socket.SHUT_WR)
-            self.has_ended(_LET_GO)
+            if _ends(end, _LET_GO, drop=False):
+                self.forget_end()
 
     @property
     def is_busy(self) -> bool:
@@ -196,14 +212,20 @@ class Connection(psycopg.Connection[Any]):
 
 
 def _readable(fd: int, *, timeout: float) -> bool:
+    return bool(_polled(fd, select.POLLIN, timeout))
+
+
+def _polled(fd: int, events: int, timeout: float) -> int:
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(max(0.0, timeout) * 1000))
+    poll.register(fd, events)
+    return next((event for _, event in poll.poll(max(0.0, timeout) * 1000)), 0)
 
 
-def _ends(sock: socket.socket, timeout: float) -> bool:
-    """Whether the server closes *sock* within *timeout* seconds; what it still says is dropped."""
+def _ends(sock: socket.socket, timeout: float, *, drop: bool) -> bool:
+    """Whether the server closes *sock* within *timeout* seconds; *drop* what it still says."""
     deadline = clock.monotonic() + timeout
+    if not drop:
+        return bool(_polled(sock.fileno(), _HANGUP, timeout) & (_HANGUP | select.POLLHUP | select.POLLERR))
     try:
         while _readable(sock.fileno(), timeout=deadline - clock.monotonic()):
             if not sock.recv(4096, socket.MSG_DONTWAIT):

@@ -233,6 +233,8 @@ class Lending(Supply):
         if _get_running_loop() is None:
             return  # a coroutine that outlived its loop is being collected: the sweep ends what it had
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
+        if isinstance(view, AsyncView):
+            await view.end_statements()
         takes_long = self._closed or self.options.after_release or conn.closed or self._is_expired(conn)
         if takes_long or not self.hygiene.is_clean(conn):
             await in_thread(lambda: self.release(conn))
@@ -265,19 +267,19 @@ class Lending(Supply):
         for checkout in self._checkouts.held_by(holder):
             self._reclaim(checkout, "its job is over")
 
-    def _reclaim(self, checkout: Checkout, why: str, *, abandoned: bool = False) -> None:
+    def _reclaim(self, checkout: Checkout, why: str) -> None:
         if not self._checkouts.end(checkout):
             return
         self._num_reclaimed += 1
         logger.error("pool.leaked", why=why, checkout=str(checkout), statement=checkout.last_statement)
-        self._revoke(checkout, abandoned=abandoned)
+        self._revoke(checkout)
 
-    def _revoke(self, checkout: Checkout, *, abandoned: bool = False) -> None:
+    def _revoke(self, checkout: Checkout) -> None:
         """End the session of *checkout*, which is off the books; the connection may be in use, or be no more."""
         assert checkout.pgconn is not None  # noqa: S101  # it was out
         conn = checkout.conn or Connection(checkout.pgconn)
         conn._pool = None
-        conn.revoke(abandoned=abandoned)
+        conn.revoke(by_coroutine=self.options.async_mode is AsyncMode.VIEW and checkout.is_looped)
         self._vacate(conn)
         self._checkouts.settled()
 
@@ -299,7 +301,7 @@ class Lending(Supply):
         """Take back what nobody can return any more; warn once about what is kept for long."""
         for checkout in self._checkouts.listed():
             if why := checkout.abandoned():
-                self._reclaim(checkout, why, abandoned=True)
+                self._reclaim(checkout, why)
             elif not checkout.warned and checkout.age > self.options.warn_after:
                 checkout.warned = True
                 logger.warning("pool.held_long", checkout=str(checkout), statement=checkout.last_statement)

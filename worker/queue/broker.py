@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import dramatiq.broker
 import psycopg
@@ -17,25 +17,30 @@ import psycopg_pool
 from dramatiq import Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import default_middleware
+from dramatiq.middleware import GroupCallbacks, default_middleware
+from dramatiq.results import Results
 
 from worker import log
 from worker.config import Config
 from worker.errors import ConfigError, SchemaError
 from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
+from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import NewJob, bound_connection, encode, insert
+from worker.queue.enqueue import bound_connection, check_delay, encode, insert
 from worker.queue.history import History
 from worker.queue.lease import Lease, application_name
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
 from worker.queue.transaction import Transaction
 
 logger = log.get_logger(__name__)
+
+T = TypeVar("T")
 
 # How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
 _SEND_PATIENCE = 30.0
@@ -53,7 +58,8 @@ class PostgresBroker(Broker):
         url: A libpq connection string for a pool of its own; the process's pool, `worker.get_pool()`, when None.
         pool: An open pool to use instead.
         schema: The schema that holds the tables; `WORKER_SCHEMA` or "worker" when None.
-        middleware: Dramatiq's default list when None; the job transactions come first in any case.
+        middleware: When None, Dramatiq's default list, and results and groups on Postgres, so that
+            `store_results=True` is all they need. The job transactions come first in any case.
         lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
     """
 
@@ -67,6 +73,8 @@ class PostgresBroker(Broker):
         lease: float = 10.0,
     ) -> None:
         # First of the list: its before-hooks come first and its after-hooks last.
+        self._ours: list[Middleware] = []
+        ours = [Results(backend=PostgresResults(self)), PostgresGroups(self)] if middleware is None else []
         rest = [make() for make in default_middleware] if middleware is None else middleware
         self._url = url
         self._pool = pool
@@ -76,7 +84,8 @@ class PostgresBroker(Broker):
         self._feed: ConsumerFeed | None = None
         self.dispatcher: Dispatcher | None = None
         self._schema = None if schema is None else Schema(schema)
-        super().__init__([Transaction(), *rest])
+        super().__init__([Transaction(), *rest, *ours])
+        self._ours = ours
         self.queues: set[str] = set()
 
     @property
@@ -142,13 +151,14 @@ class PostgresBroker(Broker):
 
         Raises:
             QueueNotFound: Nobody declared its queue.
-            ArgumentError: Its arguments do not fit the job.
+            ArgumentError: Its arguments do not fit the job, or the delay is no number of milliseconds from 0 on.
             BrokerConnectionError: The database is out of reach; whether the job exists is not known.
         """
         if isinstance(message, Delivery) and message.settled:
             # Dramatiq's Worker calls the hooks again when it was interrupted in them: what is committed is not retried.
             return message
         if delay is not None:
+            check_delay(message.actor_name, delay)
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
         if q_name(message.queue_name) not in self.queues:
@@ -165,6 +175,11 @@ class PostgresBroker(Broker):
     def encode(self, message: Message[Any] | Delivery, delay: int | None) -> NewJob:
         """The row of *message*."""
         return encode(message, delay, self.actors.get(message.actor_name))  # type: ignore[arg-type]  # a proxy is a message
+
+    def keep_house(self) -> None:
+        """Have the dispatcher make the history's partitions now: a commit has found none for its day."""
+        if self.dispatcher is not None:
+            self.dispatcher.keep_house()
 
     def _collect(self, delivery: Delivery, message: Message[Any], delay: int | None) -> None:
         try:
@@ -189,6 +204,27 @@ class PostgresBroker(Broker):
             raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
             raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
+
+    def execute(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """
+        Run *work*, which must be short, in a transaction of its own: in a worker on the reserved connection.
+
+        Raises:
+            BrokerConnectionError: The database is out of reach; whether it was done is not known.
+        """
+        with _reaching_the_database():
+            if self.dispatcher is not None:
+                with shield.get()():
+                    return _wait_for(self.dispatcher.submit(work))
+            with self.pool.connection() as conn:
+                return work(conn)
+
+    def add_middleware(self, middleware: Middleware, **place: Any) -> None:
+        """Add a middleware; results or groups on another backend take the place of ours, or both would count."""
+        for kind in (Results, GroupCallbacks):
+            if isinstance(middleware, kind):
+                self.middleware = [m for m in self.middleware if m not in self._ours or not isinstance(m, kind)]
+        super().add_middleware(middleware, **place)
 
     # Hooks
 
@@ -317,9 +353,9 @@ def _reaching_the_database() -> Iterator[None]:
         raise BrokerConnectionError(str(exc)) from exc
 
 
-def _wait_for(sent: Future[None]) -> None:
+def _wait_for(sent: Future[T]) -> T:
     try:
-        sent.result(_SEND_PATIENCE)
+        return sent.result(_SEND_PATIENCE)
     except FutureTimeout:
         sent.cancel()
         raise psycopg.OperationalError(f"the database did not answer within {_SEND_PATIENCE:.0f} s") from None

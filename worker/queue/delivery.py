@@ -5,26 +5,28 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from dramatiq import Actor, Message, MessageProxy
 from dramatiq.common import compute_backoff
 from dramatiq.middleware import Interrupt, Shutdown
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from worker.errors import LeaseLost
 from worker.pool import Connection, Pool
 from worker.queue.claim import Claim
 from worker.queue.context import Context
-
-if TYPE_CHECKING:
-    from worker.queue.enqueue import NewJob
-    from worker.queue.settlement import Settlement
+from worker.queue.job_transaction import JobTransaction
+from worker.queue.new_job import NewJob
+from worker.queue.settlement import Settlement
 
 current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
 
+# admin_shutdown, crash_shutdown, cannot_connect_now
+_LEAVING = ("57P01", "57P02", "57P03")
 _DEFAULT_RETRIES = 20
 _MAX_CUTS = 5
 _MIN_BACKOFF_MS = 15_000
@@ -48,13 +50,14 @@ class Delivery(MessageProxy):
         self.actor = actor
         self.pool = pool
         self.conn: Connection | None = None
-        self.transaction: AbstractContextManager[psycopg.Transaction] | None = None
+        self.transaction: JobTransaction | None = None
         self.stopping = threading.Event()
         self.scope = ExitStack()  # what this run has borrowed: its connection, its place in the context
         self.collecting = False
         self.started = False
         self.connected = True
         self.settled = False
+        self.lost = False  # its lease, as the commit found
         self.sent_options = dict(message.options)  # before the middleware adds its own
         self.settlement: Settlement | None = None
         self.rescheduled: NewJob | None = None
@@ -114,10 +117,18 @@ class Delivery(MessageProxy):
 
     def was_cut(self, exception: BaseException | None) -> bool:
         """Whether the run lost its connection or a conflict; free only so often, for it may be the job's own doing."""
-        if self.conn is None or exception is None or self.cuts >= _MAX_CUTS:
+        if exception is None or self.cuts >= _MAX_CUTS:
             return False
+        if self.conn is None:
+            return self.takes_pool and _is_disconnection(exception)
         conflict = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
         return self.conn.broken or isinstance(exception, conflict)
+
+    @property
+    def takes_pool(self) -> bool:
+        """Whether the job is given the pool, and takes its connections from there by itself."""
+        signature = getattr(self.actor, "signature", None)
+        return signature is not None and "Pool" in signature.injected
 
     @property
     def cuts(self) -> int:
@@ -143,6 +154,14 @@ class Delivery(MessageProxy):
         _, delay = compute_backoff(retries, factor=options.get("min_backoff", _MIN_BACKOFF_MS), max_backoff=high)
         self.options.update(retries=retries + 1, traceback=describe(exc))
         self.rescheduled = encode(self, delay)
+
+
+def _is_disconnection(exception: BaseException) -> bool:
+    """Whether *exception* is what psycopg makes of a session that was ended or whose network is gone."""
+    if not isinstance(exception, psycopg.OperationalError) or isinstance(exception, PoolTimeout | PoolClosed):
+        return False
+    # Without a code nobody answered any more; the others are said by a server that leaves.
+    return exception.sqlstate is None or exception.sqlstate.startswith("08") or exception.sqlstate in _LEAVING
 
 
 def describe(exception: BaseException) -> str:

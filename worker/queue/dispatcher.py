@@ -17,10 +17,11 @@ from worker import clock, log
 from worker.pool import Pool
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.enqueue import NewJob, insert
+from worker.queue.enqueue import insert
 from worker.queue.group_commit import GroupCommit
 from worker.queue.history import History
 from worker.queue.lease import Lease
+from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
@@ -100,6 +101,8 @@ class Dispatcher:
         self._renew_at = self._keep_house_at = 0.0
         self._next_due = float("inf")
         self.failure: BaseException | None = None
+        self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
+        """What this worker says about itself when it is asked, on the connection that it is given."""
 
     def __enter__(self) -> Dispatcher:
         self._thread.start()
@@ -139,6 +142,11 @@ class Dispatcher:
     def wake(self) -> None:
         """Look now instead of at the next poll."""
         self._alarm.ring()
+
+    def keep_house(self) -> None:
+        """Make the history's partitions now instead of at the next hour."""
+        self._keep_house_at = 0.0
+        self.wake()
 
     def pause(self) -> None:
         """Claim nothing more; everything else goes on."""
@@ -254,7 +262,7 @@ class Dispatcher:
         if now >= self._keep_house_at:
             # Before working, so that an error cannot keep us from everything else.
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
-            if self._history.maintain(conn, clock.now().date()):
+            if self._history.maintain(conn):
                 self._keep_house_at = now + _HOUSEKEEPING
         if now >= self._next_due:
             self._promote(conn)
@@ -381,6 +389,9 @@ class Dispatcher:
         if channel == self.schema.channels["later"]:
             # When the next job is due, the heartbeat knows.
             self._renew_at = 0.0
+        elif channel == self.schema.channels["ask"]:
+            if self.answer is not None:
+                self.submit(self.answer)
         else:
             self._hungry = True
 

@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import Any
 
 import msgspec
 import psycopg
@@ -17,6 +16,7 @@ from dramatiq.common import q_name
 from worker.errors import ArgumentError
 from worker.queue.actor import Job
 from worker.queue.identity import job_id
+from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
 from worker.queue.signature import NUL_ESCAPE
 from worker.queue.statements import INSERT_JOBS
@@ -25,20 +25,6 @@ _bound: ContextVar[psycopg.Connection[Any] | None] = ContextVar("bound", default
 
 _PRIORITY_LIMIT = 1_000_000
 _MAX_DELAY = 100 * 366 * 86400.0
-
-
-class NewJob(NamedTuple):
-    """A row to be; *delay* in seconds from now by the database's clock, *enqueued* in seconds since 1970."""
-
-    id: UUID
-    queue: str
-    actor: str
-    priority: int
-    delay: float
-    enqueued: float
-    args: str | None
-    options: str | None
-    message: bytes | None
 
 
 def bound_connection() -> psycopg.Connection[Any] | None:
@@ -92,6 +78,14 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     return NewJob(*head, None, None, plain.encode())
 
 
+def check_delay(actor: str, delay: object) -> None:
+    """Refuse what is no delay, while its sender can still be told."""
+    if not isinstance(delay, int | float) or isinstance(delay, bool) or not delay >= 0:
+        raise ArgumentError(
+            f"job {actor!r}: delay={delay!r}: expected milliseconds from now, 0 or more, or a timedelta"
+        )
+
+
 def encode_options(options: dict[str, Any], actor: str) -> str:
     """*options* as JSON that `jsonb` takes; a NUL, as tracebacks may hold one, becomes U+FFFD."""
     try:
@@ -116,10 +110,3 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
             **columns(jobs),
         },
     )
-
-
-def columns(jobs: Sequence[NewJob], prefix: str = "") -> dict[str, list[Any]]:
-    """*jobs* by column, as the statements take them."""
-    names = ("ids", "queues", "actors", "priorities", "delays", "enqueued", "args", "options", "messages")
-    by_column = list(zip(*jobs, strict=True)) or [()] * len(names)
-    return {prefix + name: list(column) for name, column in zip(names, by_column, strict=True)}

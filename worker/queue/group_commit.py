@@ -127,7 +127,7 @@ class GroupCommit:
             if "partition" not in str(exc):
                 raise
             # The history ends before today: this process could not keep house for a week.
-            self._history.maintain(conn, clock.now().date())
+            self._history.maintain(conn)
             return settle(conn, self._schema, settlements)
 
     def _write_later(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:

@@ -10,17 +10,18 @@ from psycopg import sql
 
 from worker import log
 from worker.errors import SchemaError
-from worker.queue.schema import Schema
-from worker.queue.statements import (
+from worker.queue.history_statements import (
     ATTACH_PARTITION,
     CREATE_PARTITION,
     DETACH_PARTITION,
     DROP_PARTITION,
     FINISH_DETACHING,
+    GET_TODAY,
     LIST_PARTITIONS,
     LOCK_HISTORY,
     UNLOCK_HISTORY,
 )
+from worker.queue.schema import Schema
 
 logger = log.get_logger(__name__)
 
@@ -42,11 +43,14 @@ class History:
         self._schema = schema
         self._keep = keep
 
-    def maintain(self, conn: psycopg.Connection[Any], today: date) -> bool:
+    def maintain(self, conn: psycopg.Connection[Any], today: date | None = None) -> bool:
         """
         Make the partitions of *today* and the week ahead, drop those that are too old; a second call does nothing.
 
         One worker at a time keeps house, and waits at most 250 ms for any lock. *conn* must be in autocommit.
+
+        Args:
+            today: In UTC; by the database's clock when None, because by that the rows are dated.
 
         Returns:
             False when somebody's lock was in the way: what is left is the next call's.
@@ -60,7 +64,7 @@ class History:
         try:
             conn.execute(LOCK_HISTORY, turn)
             try:
-                self._maintain(conn, today)
+                self._maintain(conn, today or self._today(conn))
             finally:
                 conn.execute(UNLOCK_HISTORY, turn)
         except psycopg.errors.LockNotAvailable as exc:
@@ -83,6 +87,11 @@ class History:
         for day, state in present.items():
             if day < today - timedelta(days=self._keep):
                 self._drop(conn, day, state)
+
+    def _today(self, conn: psycopg.Connection[Any]) -> date:
+        [(today,)] = conn.execute(GET_TODAY).fetchall()
+        assert isinstance(today, date)  # noqa: S101  # what the statement returns
+        return today
 
     def _present(self, conn: psycopg.Connection[Any]) -> dict[date, str]:
         rows = conn.execute(LIST_PARTITIONS, {"schema": self._schema.name})

@@ -12,8 +12,7 @@ import psycopg
 
 from worker import clock, log
 from worker.queue.identity import uuid7
-from worker.queue.schema import Schema
-from worker.queue.statements import (
+from worker.queue.lease_statements import (
     FIND_DEAD,
     FORGET_WORKER,
     LIST_CLAIMED,
@@ -25,6 +24,7 @@ from worker.queue.statements import (
     TERMINATE_SESSIONS,
     UNREGISTER_WORKER,
 )
+from worker.queue.schema import Schema
 
 logger = log.get_logger(__name__)
 

@@ -86,8 +86,12 @@ class Schema:
 
     @property
     def channels(self) -> dict[str, str]:
-        """Where a send tells the workers, never with a payload: to `wake` now, or that something is due `later`."""
-        return {"wake": f"{self.name}_wake", "later": f"{self.name}_later"}
+        """
+        Where workers are told something, never with a payload.
+
+        By a send, to `wake` now, or that something is due `later`; by a person, to `ask` what they are doing.
+        """
+        return {name: f"{self.name}_{name}" for name in ("wake", "later", "ask")}
 
     def render(self, statement: LiteralString) -> str:
         """*statement* with `{schema}` filled in, made once."""

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from dramatiq.middleware import SkipMessage
 
-from worker.queue.delivery import Delivery, describe
-from worker.queue.enqueue import NewJob, columns, encode_options
+from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
-from worker.queue.statements import FINISH_JOB, SETTLE_JOBS
+from worker.queue.statements import SETTLE_JOBS
 
 # The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
 _ERROR_LENGTH = 4000
@@ -53,29 +51,6 @@ class Settlement(NamedTuple):
         return returned or any(new.delay <= 0 for new in self.following)
 
 
-def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
-    """What becomes of *delivery* after the middleware has seen how its run ended, with *exception* or without."""
-    proof = delivery.claim.id, delivery.claim.token
-    if delivery.costs_no_attempt(exception):
-        # Soon, but not at once: whatever cut it short may need a moment, and each time a longer one.
-        delay = 0.0 if delivery.stopping.is_set() else 0.1 * 4**delivery.cuts
-        if not delivery.was_cut(exception) or exception is None:
-            return Settlement(*proof, Outcome.RELEASED, delay)
-        options = encode_options({**delivery.sent_options, "cuts": delivery.cuts + 1}, delivery.claim.actor)
-        return Settlement(*proof, Outcome.RELEASED, delay, storable(describe(exception)), options)
-    following = tuple(delivery.following)
-    if delivery.broken is not None:
-        # What should follow from the job cannot be stored, now or at any later attempt.
-        return Settlement(*proof, Outcome.DEAD, error=storable(describe(delivery.broken)))
-    error = None if exception is None else storable(describe(exception))
-    if (new := delivery.rescheduled) is not None:
-        return Settlement(*proof, Outcome.RETRY, new.delay, error, new.options, new.message, following)
-    # What no middleware has dealt with is dead as well: Dramatiq's Worker would acknowledge it, and it would be gone.
-    if delivery.failed or not (exception is None or isinstance(exception, SkipMessage)):
-        return Settlement(*proof, Outcome.DEAD, error=error or "skipped by middleware", following=following)
-    return Settlement(*proof, Outcome.DONE, following=following)
-
-
 def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]) -> set[UUID]:
     """
     Write *settlements* in one statement, within the transaction of *conn* if it is in one.
@@ -102,14 +77,6 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
         },
     ).fetchall()
     return {row[0] for row in rows}
-
-
-def finish(conn: psycopg.Connection[Any], schema: Schema, settlement: Settlement) -> bool:
-    """Write one job's success in the transaction of *conn*; False when its lease is lost and nothing was written."""
-    if settlement.following:
-        return bool(settle(conn, schema, [settlement]))
-    proof = {"id": settlement.id, "token": settlement.token}
-    return conn.execute(schema.render(FINISH_JOB).encode(), proof).rowcount == 1
 
 
 def storable(error: str) -> str:

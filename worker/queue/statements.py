@@ -1,4 +1,4 @@
-"""The queue's SQL: every statement that claims, settles, enqueues or rescues, with the index it rests on."""
+"""The queue's SQL: every statement that enqueues, claims or settles jobs, with the index it rests on."""
 
 from __future__ import annotations
 
@@ -185,195 +185,29 @@ SETTLE_JOBS: LiteralString = """
     SELECT id, (SELECT count(*) FROM told)
     FROM owned"""
 
-# job_pkey. The same for the commonest case, one job that is done and that nothing follows from: the statement above
-# costs its caller more than the job itself. No timeout of the job's reaches it any more, so it brings its own for the
-# row's lock, for this transaction only.
+# job_pkey. The same for the commonest case, one job that is done and that nothing follows from. It is sent in one
+# message with the COMMIT, which must not be reached when the fence has not held: then this fails, by a cast that
+# the message of the error shows.
 FINISH_JOB: LiteralString = """
     WITH finished AS (
         DELETE FROM {schema}.job AS job
         WHERE job.id = %(id)s
           AND job.token = %(token)s
-          AND (SELECT set_config('lock_timeout', '5s', true)) IS NOT NULL
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
             job.claimed_by, job.args, job.error
-    )
-    INSERT INTO {schema}.job_history (
-        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args, error
-    )
-    SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by,
-        args, error
-    FROM finished"""
-
-# The worker's row
-
-REGISTER_WORKER: LiteralString = """
-    INSERT INTO {schema}.worker AS worker (id, name, pid, backend_start, queues, slots, pool_size, lease)
-    SELECT %(worker)s, %(name)s, pg_backend_pid(), backend_start, %(queues)s, %(slots)s, %(pool_size)s, %(lease)s
-    FROM pg_stat_activity
-    WHERE pid = pg_backend_pid()
-    ON CONFLICT ON CONSTRAINT worker_pkey DO UPDATE
-    SET pid = excluded.pid, backend_start = excluded.backend_start, queues = excluded.queues,
-        heartbeat_at = clock_timestamp(), lost_at = NULL"""
-
-# The heartbeat, and in the same trip all that an idle worker must know. No row: this worker was declared dead.
-# A session of another role shows its pid but not its start, which must not look like a session that is gone.
-RENEW_LEASE: LiteralString = """
-    UPDATE {schema}.worker AS me
-    SET heartbeat_at = clock_timestamp(), lost_at = NULL
-    WHERE me.id = %(worker)s
-    RETURNING
-        (
-            SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
-            FROM {schema}.job
-            WHERE state = 'scheduled'
-        ) AS next_due,
-        EXISTS (
-            SELECT
-            FROM unnest(%(queues)s::text[]) AS served(queue)
-            CROSS JOIN LATERAL (
-                SELECT
-                FROM {schema}.job AS job
-                WHERE job.queue = served.queue
-                  AND job.state = 'available'
-                  AND job.actor = ANY(%(actors)s::text[])
-                LIMIT 1
-            ) AS head
-        ) AS has_available,
-        EXISTS (
-            SELECT
-            FROM {schema}.worker AS other
-            WHERE other.id <> %(worker)s
-              AND (
-                other.lost_at IS NOT NULL
-                OR other.heartbeat_at + other.lease * interval '1 second' < clock_timestamp()
-                OR NOT EXISTS (
-                    SELECT
-                    FROM pg_stat_activity AS session
-                    WHERE session.pid = other.pid
-                      AND (session.backend_start IS NULL OR session.backend_start = other.backend_start)
-                )
-              )
-        ) OR EXISTS (
-            SELECT
-            FROM {schema}.job AS job
-            WHERE job.state = 'running'
-              AND NOT EXISTS (SELECT FROM {schema}.worker AS owner WHERE owner.id = job.claimed_by)
-        ) AS needs_rescue,
-        EXISTS (
-            SELECT
-            FROM {schema}.job AS job
-            WHERE job.state = 'running'
-              AND job.claimed_by <> %(worker)s
-        ) AS others_run"""
-
-# job_running. What this worker owns by the database's books, to compare with what it has in memory.
-LIST_CLAIMED: LiteralString = """
-    SELECT id, token
-    FROM {schema}.job
-    WHERE claimed_by = %(worker)s
-      AND state = 'running'"""
-
-# The last statement of an orderly stop; what it left claimed (it should be nothing) is found through the missing row.
-UNREGISTER_WORKER: LiteralString = "DELETE FROM {schema}.worker WHERE id = %(worker)s"
-
-# Rescue
-
-# Starts the countdown of those whose session is gone. A lost session is not a dead worker: re-registering ends it.
-MARK_LOST: LiteralString = """
-    UPDATE {schema}.worker AS other
-    SET lost_at = clock_timestamp()
-    WHERE other.id <> %(worker)s
-      AND other.lost_at IS NULL
-      AND NOT EXISTS (
-        SELECT
-        FROM pg_stat_activity AS session
-        WHERE session.pid = other.pid
-          AND (session.backend_start IS NULL OR session.backend_start = other.backend_start)
-      )"""
-
-# By session after the countdown; by lease only for a rescuer whose own heartbeat was unbroken for as long (a shared
-# outage would expire everybody at once); and the owners that have no row at all.
-FIND_DEAD: LiteralString = """
-    SELECT other.id
-    FROM {schema}.worker AS other
-    WHERE other.id <> %(worker)s
-      AND (
-        other.lost_at < clock_timestamp() - %(countdown)s * interval '1 second'
-        OR (%(unbroken)s AND other.heartbeat_at + other.lease * interval '1 second' < clock_timestamp())
-      )
-    UNION
-    SELECT job.claimed_by
-    FROM {schema}.job AS job
-    WHERE job.state = 'running'
-      AND NOT EXISTS (SELECT FROM {schema}.worker AS owner WHERE owner.id = job.claimed_by)"""
-
-# A second rescuer leaves this one to the first.
-LOCK_DEAD: LiteralString = """
-    SELECT pg_try_advisory_xact_lock(hashtextextended(%(dead)s::text, 0))"""
-
-# A dead worker's sessions may live on in their queries and hold the locks of the jobs' rows.
-TERMINATE_SESSIONS: LiteralString = """
-    SELECT count(pg_terminate_backend(pid))
-    FROM pg_stat_activity
-    WHERE application_name = %(application_name)s
-      AND datname = current_database()
-      AND usename = current_user"""
-
-# job_running. Rows that a session still locks are left for the next look. A job that took several workers with it is
-# quarantined instead of taking the next one as well.
-RESCUE_JOBS: LiteralString = """
-    WITH lost AS (
-        SELECT id
-        FROM {schema}.job
-        WHERE claimed_by = %(dead)s
-          AND state = 'running'
-        ORDER BY id
-        FOR UPDATE SKIP LOCKED
-    ),
-    quarantined AS (
-        DELETE FROM {schema}.job AS job
-        USING lost
-        WHERE job.id = lost.id
-          AND job.crashes + 1 >= %(max_crashes)s
-        RETURNING job.*
     ),
     recorded AS (
         INSERT INTO {schema}.job_history (
             id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args,
             error
         )
-        SELECT id, queue, actor, 'dead', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(),
-            claimed_by, args, %(reason)s
-        FROM quarantined
-    ),
-    buried AS (
-        INSERT INTO {schema}.job_dead AS dead (
-            id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, started_at, died_at, worker, args,
-            options, message, error
-        )
-        SELECT id, queue, actor, priority, attempt, crashes + 1, due_at, enqueued_at, claimed_at, clock_timestamp(),
-            claimed_by, args, options, message, %(reason)s
-        FROM quarantined
-        ON CONFLICT ON CONSTRAINT job_dead_pkey DO UPDATE
-        SET attempt = excluded.attempt, crashes = excluded.crashes, died_at = excluded.died_at,
-            worker = excluded.worker, error = excluded.error
-    ),
-    rescued AS (
-        UPDATE {schema}.job AS job
-        SET state = 'available', token = job.token + 1, crashes = job.crashes + 1,
-            claimed_by = NULL, claimed_at = NULL
-        FROM lost
-        WHERE job.id = lost.id
-          AND job.crashes + 1 < %(max_crashes)s
-        RETURNING job.id
+        SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(),
+            claimed_by, args, error
+        FROM finished
+        RETURNING id
     )
-    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM quarantined)"""
-
-# Only when nothing of it is left: its row is what makes the next look come back.
-FORGET_WORKER: LiteralString = """
-    DELETE FROM {schema}.worker AS dead
-    WHERE dead.id = %(dead)s
-      AND NOT EXISTS (SELECT FROM {schema}.job AS job WHERE job.claimed_by = dead.id AND job.state = 'running')"""
+    SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('carpool lost the lease of ' || count(*))::int END
+    FROM recorded"""
 
 # Looking, for join, flush and --until-empty
 
@@ -399,41 +233,3 @@ HAS_WORK: LiteralString = """
     )"""
 
 FLUSH_QUEUES: LiteralString = "DELETE FROM {schema}.job WHERE queue = ANY(%(queues)s::text[])"
-
-# History
-
-# Of the session, because a partition cannot be detached concurrently within a transaction.
-LOCK_HISTORY: LiteralString = "SELECT pg_advisory_lock(hashtextextended(%(name)s, 0))"
-
-UNLOCK_HISTORY: LiteralString = "SELECT pg_advisory_unlock(hashtextextended(%(name)s, 0))"
-
-# By name rather than by parent, or one that was detached and then could not be dropped would stay for ever.
-LIST_PARTITIONS: LiteralString = """
-    SELECT child.relname,
-        CASE
-            WHEN link.inhrelid IS NULL THEN 'detached'
-            WHEN link.inhdetachpending THEN 'half detached'
-            ELSE 'attached'
-        END
-    FROM pg_class AS child
-    LEFT JOIN pg_inherits AS link ON link.inhrelid = child.oid
-    WHERE child.relnamespace = %(schema)s::regnamespace
-      AND child.relkind = 'r'
-      AND child.relname ~ '^job_history_[0-9]{8}$'
-    ORDER BY child.relname"""
-
-# Made beside the table and then attached, because creating it in place waits behind any open insert.
-CREATE_PARTITION: LiteralString = (
-    "CREATE TABLE IF NOT EXISTS {schema}.{partition} (LIKE {schema}.job_history INCLUDING ALL)"
-)
-
-ATTACH_PARTITION: LiteralString = """
-    ALTER TABLE {schema}.job_history
-    ATTACH PARTITION {schema}.{partition} FOR VALUES FROM ({start}) TO ({stop})"""
-
-DETACH_PARTITION: LiteralString = "ALTER TABLE {schema}.job_history DETACH PARTITION {schema}.{partition} CONCURRENTLY"
-
-# A detach that gave up waiting for a reader cannot begin again, and until it is finished no other can begin.
-FINISH_DETACHING: LiteralString = "ALTER TABLE {schema}.job_history DETACH PARTITION {schema}.{partition} FINALIZE"
-
-DROP_PARTITION: LiteralString = "DROP TABLE IF EXISTS {schema}.{partition}"

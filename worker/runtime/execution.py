@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psycopg
@@ -49,12 +50,21 @@ class Execution:
             return
         with log.bound_contextvars(**fields(claim)):
             started = clock.monotonic()
-            ending = self.prepare(delivery) or self._run_body(delivery)
-            self.conclude(delivery, ending, started)
+            try:
+                ending = self.prepare(delivery) or self._run_body(delivery)
+                self.conclude(delivery, ending, started)
+            except Exception as exc:
+                self.give_up(claim, exc, delivery)
 
-    def give_up(self, claim: Claim, exc: Exception) -> None:
+    def give_up(self, claim: Claim, exc: Exception, delivery: Delivery | None = None) -> None:
         """An error of ours, not of the job: say so, and let it run again later rather than stay here for ever."""
         logger.critical("job.runner_failed", **fields(claim), exc_info=exc)
+        if delivery is not None:
+            with suppress(Exception):
+                delivery.scope.close()
+            if delivery.settled:
+                self._dispatcher.forget(claim)
+                return
         error = storable(f"the worker failed: {describe(exc)}")
         self._dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RETRY, delay=60.0, error=error))
 
@@ -182,6 +192,8 @@ def _actor(delivery: Delivery) -> Actor[..., Any]:
 
 
 def _report(delivery: Delivery, settlement: Settlement, duration: float) -> None:
+    if delivery.lost:
+        return  # said when it was found; what it would have been is nobody's business
     took = round(duration, 6)
     error = delivery._exception
     if settlement.outcome is Outcome.DONE:

@@ -106,10 +106,13 @@ class JobLoop:
         context = contextvars.copy_context()
         started = clock.monotonic()
         context.run(log.bind_contextvars, **fields(delivery.claim))
-        ending: Ending | None = await self._in_hooks(context, self._execution.prepare, delivery)
-        if ending is None:
-            ending = await self._run_body(delivery, context)
-        await self._in_hooks(context, self._execution.conclude, delivery, ending, started)
+        try:
+            ending: Ending | None = await self._in_hooks(context, self._execution.prepare, delivery)
+            if ending is None:
+                ending = await self._run_body(delivery, context)
+            await self._in_hooks(context, self._execution.conclude, delivery, ending, started)
+        except Exception as exc:
+            await self._in_hooks(context, self._execution.give_up, delivery.claim, exc, delivery)
 
     async def _in_hooks(self, context: contextvars.Context, hook: Callable[..., Any], *args: Any) -> Any:
         call = functools.partial(context.run, hook, *args)

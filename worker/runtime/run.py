@@ -26,6 +26,8 @@ from worker.queue.lease import Lease, application_name
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement
 from worker.queue.statements import HAS_WORK
+from worker.runtime.answers import Answers
+from worker.runtime.budget import Budget
 from worker.runtime.execution import Execution
 from worker.runtime.hooks import Hooks
 from worker.runtime.job_loop import JobLoop
@@ -73,12 +75,14 @@ def run(config: Config) -> int:
         check_declared(broker, config)
         feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts, queues=config.queues)
         dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed))
+        answers = Answers(pool, broker.schema, lease.worker_id)
+        dispatcher.answer = answers.write
         watchdog = stack.enter_context(Watchdog(pool))
         threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
         if not config.until_empty:
             stack.enter_context(ticking(dispatcher, broker))
         logger.info("worker.running", worker=str(lease.worker_id), slots=config.job_slots, queues=feed.queues)
-        return supervise(stop, dispatcher, feed, watchdog, threads, loop, config)
+        return supervise(stop, dispatcher, feed, watchdog, threads, loop, answers, config)
 
 
 def _lease(config: Config) -> Lease:
@@ -107,17 +111,14 @@ def check_declared(broker: PostgresBroker, config: Config) -> None:
 @contextmanager
 def open_pool(config: Config, lease: Lease) -> Iterator[Pool]:
     """The pool, one connection made and the schema looked at; closed last."""
-    options = PoolOptions(
-        conninfo=config.database_url,
-        application_name=application_name(lease.worker_id),
-        max_size=config.pool_size,
-        min_size=0,
-    )
+    options = PoolOptions.from_config(config, application_name=application_name(lease.worker_id), min_size=0)
     pool = Pool.connect(options)
     try:
         with bind_pool(pool):
             with pool.connection() as conn:
-                Schema(config.schema).check(conn)
+                schema = Schema(config.schema)
+                schema.check(conn)
+                Budget.read(conn, schema).admit(config.pool_size)
             yield pool
     finally:
         pool.close(grace=1.0)
@@ -208,10 +209,14 @@ def supervise(
     watchdog: Watchdog,
     threads: JobThreads,
     loop: JobLoop,
+    answers: Answers,
     config: Config,
 ) -> int:
     """Wait for the end, and look every half second whether everybody lives; returns the exit code."""
     while not stop.asked.wait(_LOOK):
+        if stop.report.is_set():
+            stop.report.clear()
+            answers.log()
         if dispatcher.failure is not None:
             if isinstance(dispatcher.failure, SchemaError):
                 raise dispatcher.failure

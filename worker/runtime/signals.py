@@ -1,4 +1,4 @@
-"""Signals: the first asks the worker to stop, the second to hurry, the third leaves at once."""
+"""Signals: the first asks the worker to stop, the second to hurry, the third leaves; SIGUSR1 asks it to tell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker import log
 
 logger = log.get_logger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stop:
@@ -22,6 +22,8 @@ class Stop:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.hurry = threading.Event()
+        self.report = threading.Event()
+        """Set by SIGUSR1: say in the log what the connections are used for."""
 
     def ask(self, signum: int) -> None:
         """One more request."""
@@ -34,11 +36,14 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Take SIGTERM and SIGINT as requests to stop while the block lasts; the handlers before it come back after."""
+    """Take signals as requests while the block lasts; the handlers before it come back after."""
     stop = Stop()
 
     def handle(signum: int, _: FrameType | None) -> None:
-        stop.ask(signum)
+        if signum == signal.SIGUSR1:
+            stop.report.set()
+        else:
+            stop.ask(signum)
 
     before = {signum: signal.signal(signum, handle) for signum in _SIGNALS}
     try:

@@ -1,0 +1,86 @@
+"""What went over the wire: statements, round trips and commits, read from libpq's own trace of the protocol."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from worker.pool import Connection
+
+# Time, F(rontend) or B(ackend), length, message, what is in it.
+_MESSAGE = re.compile(rb"^[-\d]+ [:.\d]+\t([FB])\t\d+\t(\w+)(.*)$", re.MULTILINE)
+
+
+class Traffic(NamedTuple):
+    """Messages from the client; a *trip* is one wait for the server, a *commit* one transaction that it ended well."""
+
+    statements: int
+    trips: int
+    commits: int
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Wire:
+    """Counts the traffic of the connections it watches; a context manager."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._traces: list[Path] = []
+
+    def __enter__(self) -> Wire:
+        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def watch(self, conn: Connection) -> None:
+        """Count what *conn* says from here on."""
+        path = self._folder / str(len(self._traces))
+        trace = self._open.enter_context(path.open("ab"))
+        conn.pgconn.trace(trace.fileno())
+        self._traces.append(path)
+
+    def traffic(self) -> Traffic:
+        """So far."""
+        return Traffic(*map(sum, zip((0, 0, 0), *(_count(trace.read_bytes()) for trace in self._traces), strict=True)))
+
+
+@contextmanager
+def watched() -> Iterator[Wire]:
+    """Count the traffic of every connection of the pool that is opened within the block."""
+    init = Connection.__init__
+
+    def watch(conn: Connection, *args: Any, **kwargs: Any) -> None:
+        init(conn, *args, **kwargs)
+        wire.watch(conn)
+
+    with Wire() as wire, mock.patch.object(Connection, "__init__", watch):
+        yield wire
+
+
+def _count(trace: bytes) -> Traffic:
+    statements = trips = commits = 0
+    said = in_transaction = False
+    for sender, message, rest in _MESSAGE.findall(trace):
+        if sender == b"F":
+            statements += message in (b"Query", b"Execute")
+            trips += message in (b"Query", b"Sync")
+            said |= message in (b"Query", b"Execute")
+        elif message == b"CommandComplete":
+            # A rollback ends a transaction too; it is no commit.
+            said &= rest.strip(b' \t"') != b"ROLLBACK"
+        elif message == b"ErrorResponse":
+            said = False
+        elif message == b"ReadyForQuery":
+            idle = rest.strip() == b"I"
+            commits += idle and (said or in_transaction)
+            said, in_transaction = False, not idle
+    return Traffic(statements, trips, commits)

@@ -1,0 +1,106 @@
+"""`worker jobs`: find jobs, look at one, bring dead ones back."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.cli.conftest import Worker
+from tests.factories import column, scalar
+from worker.queue.identity import uuid7
+
+INSERT_DEAD = """
+    INSERT INTO worker.job_dead (
+        id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, died_at, args, error
+    )
+    VALUES (%s, 'default', %s, 0, 3, 0, now(), now(), now(), '{"invoice": 42}', 'Traceback ...\nValueError: no')"""
+
+
+def bury(db: psycopg.Connection, actor: str = "charge") -> UUID:
+    job_id = uuid7()
+    db.execute(INSERT_DEAD, [job_id, actor])
+    return job_id
+
+
+def test_the_list_shows_the_last_line_of_an_error(worker: Worker, database: str, db: psycopg.Connection) -> None:
+    job_id = bury(db)
+
+    said = worker("jobs", "list", WORKER_DATABASE_URL=database).stdout
+
+    assert str(job_id) in said
+    assert "ValueError: no" in said
+    assert "Traceback" not in said
+
+
+def test_the_list_as_json_has_instants_in_utc(worker: Worker, database: str, db: psycopg.Connection) -> None:
+    job_id = bury(db)
+
+    [found] = json.loads(worker("jobs", "list", "--json", WORKER_DATABASE_URL=database).stdout)
+
+    assert (found["id"], found["state"], found["args"]) == (str(job_id), "dead", {"invoice": 42})
+    assert found["enqueued_at"].endswith("Z")
+
+
+def test_one_job_is_shown_by_the_beginning_of_its_id(worker: Worker, database: str, db: psycopg.Connection) -> None:
+    job_id = bury(db)
+
+    ended = worker("jobs", "show", str(job_id)[:13], "--json", WORKER_DATABASE_URL=database)
+
+    assert json.loads(ended.stdout)["id"] == str(job_id)
+
+
+def test_a_job_that_is_not_there_is_exit_code_5(worker: Worker, database: str) -> None:
+    ended = worker("jobs", "show", "0189", WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, ended.stderr) == (5, "worker: job 0189 is not there\n")
+
+
+def test_a_beginning_that_several_share_is_told(worker: Worker, database: str, db: psycopg.Connection) -> None:
+    bury(db)
+    bury(db)
+
+    ended = worker("jobs", "show", "0", WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, "is the beginning of several" in ended.stderr) == (5, True)
+
+
+def test_redriven_jobs_are_printed_and_counted(worker: Worker, database: str, db: psycopg.Connection) -> None:
+    job_id = bury(db)
+
+    ended = worker("jobs", "redrive", "--actor", "charge", WORKER_DATABASE_URL=database)
+
+    assert (ended.stdout, ended.stderr) == (f"{job_id}\n", "redriven: 1\n")
+    assert column(db, "SELECT id FROM worker.job") == [job_id]
+
+
+def test_a_dry_run_changes_nothing(worker: Worker, database: str, db: psycopg.Connection) -> None:
+    job_id = bury(db)
+
+    ended = worker("jobs", "redrive", "--all", "--dry-run", WORKER_DATABASE_URL=database)
+
+    assert (ended.stdout, ended.stderr) == (f"{job_id}\n", "would redrive: 1\n")
+    assert scalar(db, "SELECT count(*) FROM worker.job") == 0
+
+
+def test_redriving_everything_must_be_said(worker: Worker, database: str) -> None:
+    ended = worker("jobs", "redrive", WORKER_DATABASE_URL=database)
+
+    assert ended.exit_code == 2
+    assert "--all" in ended.stderr
+
+
+def test_redriving_what_is_not_dead_is_exit_code_5(worker: Worker, database: str) -> None:
+    ended = worker("jobs", "redrive", "0189", WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, ended.stderr) == (5, "worker: job 0189 is not dead, or not there\n")
+
+
+@pytest.mark.parametrize("age", ["x", "5", "5y", "-3m"])
+def test_an_age_that_cannot_be_read_is_refused_with_an_example(worker: Worker, age: str) -> None:
+    ended = worker("jobs", "list", "--since", age, WORKER_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+
+    assert ended.exit_code == 2
+    assert "such as 90m" in ended.stderr

@@ -1,0 +1,186 @@
+"""`worker jobs`: find jobs, look at one, bring dead ones back."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from worker.cli import exits
+from worker.cli.settings import NO_DATABASE, configured, database_url, schema_name
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from worker.queue.jobs import FoundJob, JobFilter, Jobs
+
+_AGE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_MANY = 1_000_000_000
+_WIDE = 240
+
+
+def _age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    match = _AGE.fullmatch(value.strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r}: expected a number and s, m, h, d or w, such as 90m")
+    return timedelta(**{_UNITS[match["unit"]]: float(match["number"])})
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which jobs are chosen, the same for every verb."""
+    options = [
+        click.option("--queue", "queues", multiple=True, help="Only of this queue; repeat for more."),
+        click.option("--actor", "actors", multiple=True, help="Only of this actor; repeat for more."),
+        click.option("--since", metavar="AGE", callback=_age, help="Only those enqueued within, such as 90m or 2d."),
+        schema_name,
+        database_url,
+    ]
+    for option in options:
+        command = option(command)
+    return command
+
+
+@click.group("jobs", context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Find jobs, look at one, bring dead ones back."""
+
+
+@command.command("list")
+@_filters
+@click.option("--state", "states", multiple=True, help="scheduled, available, running, done or dead; repeat for more.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects, arguments included.")
+def list_(states: tuple[str, ...], limit: int, as_json: bool, **chosen: Any) -> None:
+    """The newest jobs; live ones and dead ones by default."""
+    which = _which(chosen, limit, states or ("scheduled", "available", "running", "dead"))
+    with _jobs(chosen) as jobs:
+        found = jobs.find(which)
+    if as_json:
+        click.echo(json.dumps([_object(job) for job in found], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(Column("id", no_wrap=True), "state", "actor", "queue", "attempt", "enqueued", "error", box=None)
+    for job in found:
+        error = (job.error or "").strip().splitlines()[-1:] or [""]
+        table.add_row(
+            str(job.id), job.state, job.actor, job.queue, str(job.attempt), _instant(job.enqueued_at), error[0][:80]
+        )
+    # As wide as it likes where no person looks at it.
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+@command.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@schema_name
+@database_url
+@click.pass_context
+def show(ctx: click.Context, /, job_id: str, as_json: bool, **chosen: Any) -> None:
+    """All that is known of one job; the beginning of its ID is enough if no other begins like it."""
+    with _jobs(chosen) as jobs:
+        found = jobs.find(_which(chosen, 2, job_id=job_id))
+    if len(found) != 1:
+        problem = "is not there" if not found else "is the beginning of several"
+        click.echo(f"worker: job {job_id} {problem}", err=True)
+        ctx.exit(exits.NOT_FOUND)
+    if as_json:
+        click.echo(json.dumps(_object(found[0]), indent=2))
+        return
+    for name, value in _object(found[0]).items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        click.echo(f"{name:12} {text if value is not None else ''}".rstrip())
+
+
+@command.command()
+@click.argument("job_ids", metavar="[ID]...", nargs=-1)
+@_filters
+@click.option("--all", "everything", is_flag=True, help="Every dead job.")
+@click.option("--limit", type=click.IntRange(min=1), help="The oldest so many.")
+@click.option("--dry-run", is_flag=True, help="Say which, and change nothing.")
+@click.pass_context
+def redrive(
+    ctx: click.Context, /, job_ids: tuple[str, ...], everything: bool, limit: int | None, dry_run: bool, **chosen: Any
+) -> None:
+    """Make dead jobs available again, as if they had been sent now."""
+    if not (job_ids or everything or chosen["queues"] or chosen["actors"] or chosen["since"]):
+        raise click.UsageError("say which: some IDs, a filter such as --actor NAME, or --all")
+    count = 0
+    with _jobs(chosen) as jobs:
+        for job_id in job_ids or (None,):
+            which = _which(chosen, limit or _MANY, ("dead",), job_id)
+            ids = [job.id for job in jobs.find(which)] if dry_run else jobs.redrive(which)
+            if job_id is not None and not ids:
+                click.echo(f"worker: job {job_id} is not dead, or not there", err=True)
+                ctx.exit(exits.NOT_FOUND)
+            for found in ids:
+                click.echo(found)
+            count += len(ids)
+    click.echo(f"{'would redrive' if dry_run else 'redriven'}: {count}", err=True)
+
+
+def _jobs(chosen: dict[str, Any]) -> AbstractContextManager[Jobs]:
+    from contextlib import contextmanager
+
+    from worker.cli.database import connect
+    from worker.errors import ConfigError
+    from worker.queue.jobs import Jobs
+    from worker.queue.schema import Schema
+
+    config = configured(database_url=chosen["database_url"], schema=chosen["schema"])
+    if not config.database_url:
+        raise ConfigError(NO_DATABASE)
+
+    @contextmanager
+    def opened() -> Any:
+        schema = Schema(config.schema)
+        with connect(config.database_url, name="worker jobs") as conn:
+            schema.check(conn)
+            yield Jobs(conn, schema)
+
+    return opened()
+
+
+def _which(
+    chosen: dict[str, Any], limit: int, states: tuple[str, ...] | None = None, job_id: str | None = None
+) -> JobFilter:
+    from worker import clock
+    from worker.queue.jobs import STATES, JobFilter
+
+    since = chosen.get("since")
+    return JobFilter(
+        id=job_id,
+        states=states or STATES,
+        queues=chosen.get("queues") or None,
+        actors=chosen.get("actors") or None,
+        since=None if since is None else clock.now() - since,
+        limit=limit,
+    )
+
+
+def _object(job: FoundJob) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {name: _plain(value) for name, value in asdict(job).items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | dict):
+        return value
+    return _instant(value) if hasattr(value, "isoformat") else str(value)
+
+
+def _instant(value: Any) -> str:
+    from datetime import UTC
+
+    return str(value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"))

@@ -1,0 +1,125 @@
+"""A job's transaction on its connection: begun in one trip, and committed with the job's outcome in another."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+import psycopg
+from psycopg.pq import ExecStatus, TransactionStatus
+
+from worker import log
+from worker.errors import LostLease, TransactionEnded
+from worker.pool import Connection
+from worker.queue.schema import Schema
+from worker.queue.settlement import Settlement, settle
+from worker.queue.statements import FINISH_JOB
+
+logger = log.get_logger(__name__)
+
+# The job's own limits end before the last statements, no watchdog reaches them any more, and a deferred constraint or
+# somebody's lock must not keep a slot for ever.
+_LIMITS: LiteralString = "SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '5s'"
+# No statement timeout reaches what a COMMIT does by itself.
+_COMMIT: LiteralString = "SET CONSTRAINTS ALL IMMEDIATE; COMMIT"
+_FINISH: LiteralString = "carpool_finish"
+
+
+class JobTransaction:
+    """
+    The one transaction of a run; beginning it is making it.
+
+    It speaks to libpq itself: through psycopg's cursors, beginning and ending cost a job more than its own statement.
+    Explicit commits of the job are refused, as within a block of psycopg's, because they would split its effect.
+    """
+
+    def __init__(self, conn: Connection, schema: Schema) -> None:
+        self._conn = conn
+        self._schema = schema
+        self._run(b"BEGIN")
+        conn._num_transactions += 1
+        self._open = True
+
+    def commit(self, settlement: Settlement) -> None:
+        """
+        Write the job's success and commit; both, or neither and it raises. What then is left to do is `roll_back`.
+
+        Raises:
+            LostLease: The job belongs to another delivery by now.
+            TransactionEnded: The job has ended its transaction by itself.
+            psycopg.Error: As the server, or the network, refused it.
+        """
+        self._check_open()
+        if settlement.following:
+            self._run(_LIMITS.encode())
+            if not settle(self._conn, self._schema, [settlement]):
+                raise LostLease(f"job {settlement.id} belongs to another delivery by now")
+            end = _COMMIT
+        else:
+            self._prepare()
+            end = f"{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
+        try:
+            self._run(end.encode())
+        except psycopg.errors.InvalidTextRepresentation as exc:
+            if "carpool lost the lease" in str(exc):
+                raise LostLease(f"job {settlement.id} belongs to another delivery by now") from exc
+            raise
+        self._close()
+
+    def roll_back(self) -> None:
+        """End it without its effects; twice is harmless. A connection in doubt is closed: the pool makes another."""
+        if not self._open:
+            return
+        self._close()
+        status = self._conn.pgconn.transaction_status
+        if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            try:
+                self._run(b"ROLLBACK")
+            except psycopg.Error as exc:
+                logger.debug("job.rollback_failed", reason=str(exc))
+        if self._conn.pgconn.transaction_status != TransactionStatus.IDLE or self._conn._num_transactions:
+            self._conn.close()
+
+    def _close(self) -> None:
+        self._open = False
+        self._conn._num_transactions -= 1
+
+    def _check_open(self) -> None:
+        """COMMIT of a failed transaction is a silent ROLLBACK, and a job can end its transaction by plain SQL."""
+        status = self._conn.pgconn.transaction_status
+        if status == TransactionStatus.INERROR:
+            raise psycopg.errors.InFailedSqlTransaction(
+                "the job went on after an SQL error in its transaction: use a savepoint, `with conn.transaction()`,"
+                " around a statement that may fail"
+            )
+        if status != TransactionStatus.INTRANS and not self._conn.broken:
+            raise TransactionEnded(
+                "the job ended its own transaction or closed its connection: leave both to the worker"
+            )
+
+    def _prepare(self) -> None:
+        """
+        Prepare the finishing statement once a session.
+
+        It is entered into psycopg's own books, under a key that no query of its can have, because psycopg deallocates
+        everything after a rollback or a DDL: what it forgets, this forgets with it.
+        """
+        books = self._conn._prepared
+        mark = (f"{_FINISH} in {self._schema.name}".encode(), ())
+        if mark in books._names and not books._to_flush:
+            return
+        text = self._schema.render(FINISH_JOB) % {"id": "$1", "token": "$2"}
+        books.clear()
+        books._to_flush.clear()
+        self._run(f"DEALLOCATE ALL; PREPARE {_FINISH} (uuid, bigint) AS {text}".encode())
+        books._names[mark] = _FINISH.encode()
+
+    def _run(self, commands: bytes) -> None:
+        """As one message, answered by one; a command that fails keeps those behind it from running."""
+        result = self._conn.pgconn.exec_(commands)
+        if result.status != ExecStatus.COMMAND_OK and result.status != ExecStatus.TUPLES_OK:
+            raise psycopg.errors.error_from_result(result, encoding=self._conn.info.encoding)
+
+
+def has_no_partition(exc: BaseException | None) -> bool:
+    """Whether a row of the history found no partition for its day."""
+    return isinstance(exc, psycopg.errors.CheckViolation) and "no partition of relation" in str(exc)

@@ -1,0 +1,25 @@
+"""The statements of the runtime."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+# What the server gives to ordinary roles, what may be less than that, and what other live workers have asked for.
+# Read once at boot; the worker table has a row per worker.
+READ_BUDGET: LiteralString = """
+    SELECT
+        current_setting('max_connections')::int
+            - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true), '0')::int AS server,
+        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user) AS role,
+        (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()) AS database,
+        count(*) AS workers,
+        coalesce(sum(pool_size), 0)::int AS pools
+    FROM {schema}.worker
+    WHERE lost_at IS NULL AND heartbeat_at > now() - make_interval(secs => lease)"""
+
+# By primary key.
+WRITE_CHECKOUTS: LiteralString = """
+    UPDATE {schema}.worker
+    SET checkouts = %(checkouts)s, answered_at = clock_timestamp()
+    WHERE id = %(worker)s"""
