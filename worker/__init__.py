@@ -4,11 +4,22 @@ from worker.errors import (
     ArgumentError,
     ConfigError,
     DatabaseUnavailable,
+    PoolDeadlock,
+    PoolForked,
     SchemaError,
     SignatureError,
     WorkerError,
 )
-from worker.pool import Pool, get_pool
+from worker.pool import (
+    AsyncMode,
+    ConnectOptions,
+    HygieneMode,
+    Pool,
+    PoolOptions,
+    bind_pool,
+    get_pool,
+    get_pool_async,
+)
 from worker.queue.actor import job
 from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResults
 from worker.queue.broker import PostgresBroker, ensure_broker
@@ -18,10 +29,16 @@ from worker.schedule import cron, every
 
 __all__ = [
     "ArgumentError",
+    "AsyncMode",
     "ConfigError",
+    "ConnectOptions",
     "Context",
     "DatabaseUnavailable",
+    "HygieneMode",
     "Pool",
+    "PoolDeadlock",
+    "PoolForked",
+    "PoolOptions",
     "PostgresBroker",
     "PostgresGroups",
     "PostgresLimits",
@@ -30,9 +47,11 @@ __all__ = [
     "SignatureError",
     "WorkerError",
     "bind",
+    "bind_pool",
     "cron",
     "every",
     "get_pool",
+    "get_pool_async",
     "job",
 ]
 

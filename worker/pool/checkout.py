@@ -83,11 +83,6 @@ class Checkout:
         """The connection; None when its user has dropped it."""
         return None if self._conn is None else self._conn()
 
-    def used(self, statement: object) -> None:
-        """Somebody runs *statement* on it: the thread that last used it is the one that has it."""
-        self.statement = statement
-        self.thread = threading.current_thread()
-
     @property
     def age(self) -> float:
         """Seconds since it was taken."""

@@ -92,9 +92,8 @@ class CloseEvent:
             closing.cancel()
             if not task.done():
                 task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
-        if task.cancelled() or (self.is_set() and isinstance(task.exception(), psycopg.errors.QueryCanceled)):
+                await asyncio.wait({task})
+        if self.is_set() and (task.cancelled() or isinstance(task.exception(), psycopg.errors.QueryCanceled)):
             raise _closing()
         return task.result()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -27,21 +28,24 @@ _LET_GO = 1.0
 # The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
 _HANGUP = getattr(select, "POLLRDHUP", 0)
 _BAD = ConnStatus.BAD  # looked up at each checkout and return
+_CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """A cursor that tells its connection's checkout what it is used for and by which thread."""
+    """A cursor that tells its connection's checkout what it is used for."""
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.used(query)
+        self._tell(query)
         return super().execute(query, params, **options)
 
     def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.used(query)
+        self._tell(query)
         super().executemany(query, params_seq, **options)
+
+    def _tell(self, query: object) -> None:
+        if (checkout := getattr(self._conn, "checkout", None)) is not None:
+            checkout.statement = query
 
 
 class Connection(psycopg.Connection[Any]):
@@ -63,7 +67,7 @@ class Connection(psycopg.Connection[Any]):
         self.idle_since = clock.monotonic()
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
-        self._severed = False
+        self._severed = self._is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
 
@@ -71,6 +75,16 @@ class Connection(psycopg.Connection[Any]):
     def closed(self) -> bool:
         """Whether it is of no more use; libpq may not have noticed that its socket was shut."""
         return self._severed or self.pgconn.status == _BAD
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Whatever is said to the server passes here: the thread that last used a connection is the one that has it.
+
+        So one that was handed to another thread is not taken from that one when the first ends.
+        """
+        if (checkout := self.checkout) is not None:
+            checkout.thread = threading.current_thread()
+        return super().wait(*args, **kwargs)
 
     def close(self, timeout: float = _GOODBYE) -> None:
         """
@@ -86,17 +100,26 @@ class Connection(psycopg.Connection[Any]):
             self._sever()
             return
         try:
-            self._end = self._socket_copy()
-            super().close()
+            # By now somebody else may have: whoever is made to leave a revoked one closes it on the way out.
+            if not self.closed:
+                self._end = self._socket_copy()
+                super().close()
         finally:
             self.lock.release()
         self.has_ended(timeout)
 
     def _cancel_statement(self) -> None:
-        """A server in the middle of a statement hears Terminate only when that is over."""
-        if self.is_busy:
+        """
+        A server in the middle of a statement hears Terminate only when that is over.
+
+        A cancel that overtakes its statement on the way is lost; so once more until something is answered.
+        """
+        deadline = clock.monotonic() + _GOODBYE
+        while self.is_busy and not self._is_silent and clock.monotonic() < deadline:
             with suppress(psycopg.Error):
-                self.cancel_safe(timeout=_GOODBYE)
+                self.cancel_safe(timeout=max(0.1, deadline - clock.monotonic()))
+            if not self.is_busy or _readable(self.pgconn.socket, timeout=_CANCEL_INTERVAL):
+                return
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the server has ended the session of this closed connection, within *timeout* seconds."""
@@ -173,6 +196,7 @@ class Connection(psycopg.Connection[Any]):
             self.pgconn.send_query(b"")
             while self.pgconn.flush() or self.pgconn.is_busy():
                 if not _readable(self.pgconn.socket, timeout=deadline - clock.monotonic()):
+                    self._is_silent = True
                     return False
                 self.pgconn.consume_input()
             while self.pgconn.get_result() is not None:

@@ -18,7 +18,7 @@ from worker.pool.borrowed import Borrowed
 from worker.pool.checkout import Checkout, Checkouts, shield
 from worker.pool.connection import Connection
 from worker.pool.options import AsyncMode, PoolOptions
-from worker.pool.supply import Retirement, Supply
+from worker.pool.supply import Supply
 from worker.pool.threaded import ThreadedConnection
 from worker.pool.view import AsyncView
 from worker.pool.waiting import LoopWaiter, Waiter, refuse_deadlock
@@ -85,23 +85,15 @@ class Lending(Supply):
                 deadline = checkout.since + (self.timeout if timeout is None else timeout)
             got = self._ask(Waiter, checkout)
             conn = got if isinstance(got, Connection) else self._wait(got, deadline)
-            seems_fit = self._seems_fit(conn, checkout.since)
-            if seems_fit or (seems_fit is None and self._is_fit(conn, deadline - clock.monotonic())):
-                conn._pool = self
+            if self._is_handed_out(conn, deadline):
                 return conn
-            # Found dead or too old while idle, say after a restart of the server: let the caller notice nothing.
-            self._end_checkout(conn)
-            self.retire(conn)
 
     def try_acquire(self) -> Connection | None:
         """A connection if one is idle and nobody waits for it, else None at once; to be given back with `release`."""
         with shield.get()():
             while (conn := self._take_idle()) is not None:
-                if self._seems_fit(conn, clock.monotonic()) or (not conn.closed and self._is_fit(conn, self.timeout)):
-                    conn._pool = self
+                if self._is_handed_out(conn, clock.monotonic() + self.timeout):
                     return conn
-                self._end_checkout(conn)
-                self.retire(conn)
         return None
 
     async def acquire_async(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:  # noqa: ASYNC109  # as in `acquire`
@@ -110,15 +102,13 @@ class Lending(Supply):
         while True:
             got = self._ask(LoopWaiter, Checkout())
             conn = got if isinstance(got, Connection) else await self._wait_async(got, deadline)
-            if await self._is_fit_async(conn, deadline):
-                conn._pool = self
+            if await self._is_handed_out_async(conn, deadline):
                 return self.view(conn)
 
     async def try_acquire_async(self) -> psycopg.AsyncConnection[Any] | None:
         """`try_acquire` for coroutines."""
         while (conn := self._take_idle()) is not None:
-            if await self._is_fit_async(conn, clock.monotonic() + self.timeout):
-                conn._pool = self
+            if await self._is_handed_out_async(conn, clock.monotonic() + self.timeout):
                 return self.view(conn)
         return None
 
@@ -163,47 +153,71 @@ class Lending(Supply):
             return conn
 
     def _wait(self, waiter: Waiter, deadline: float) -> Connection:
+        started = clock.monotonic()
         try:
-            return waiter.wait(max(0.0, deadline - clock.monotonic()))
+            return waiter.wait(max(0.0, deadline - started))
         except BaseException as exc:
-            self._leave_line(waiter, exc)
+            self._leave_line(waiter, exc, started)
             raise
         finally:
-            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.waited * 1000)
+            self._count_wait(started)
 
     async def _wait_async(self, waiter: LoopWaiter, deadline: float) -> Connection:
+        started = clock.monotonic()
         try:
-            return await waiter.wait_async(max(0.0, deadline - clock.monotonic()))
+            return await waiter.wait_async(max(0.0, deadline - started))
         except GeneratorExit:
             waiter.abandon()
             raise
         except BaseException as exc:
-            self._leave_line(waiter, exc)
+            self._leave_line(waiter, exc, started)
             raise
         finally:
-            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.waited * 1000)
+            self._count_wait(started)
 
-    def _leave_line(self, waiter: Waiter, exc: BaseException) -> None:
+    def _count_wait(self, started: float) -> None:
+        self._stats[self._REQUESTS_WAIT_MS] += round((clock.monotonic() - started) * 1000)
+
+    def _leave_line(self, waiter: Waiter, exc: BaseException, started: float) -> None:
         """Nobody waits at *waiter* any more: what it was given meanwhile goes to the next."""
         waiter.fail(PoolTimeout("given up"))
         with self._lock, suppress(ValueError):
             self._waiting.remove(waiter)
         if waiter.conn is not None and self._end_checkout(waiter.conn):
             self._add_to_pool(waiter.conn)
+            self._checkouts.settled()
         if isinstance(exc, PoolTimeout):
             self._num_timeouts += 1
-            raise PoolTimeout(self._why_none_is_free(waiter.waited)) from None
+            raise PoolTimeout(self._why_none_is_free(clock.monotonic() - started)) from None
 
-    async def _is_fit_async(self, conn: Connection, deadline: float) -> bool:
-        fit = self._seems_fit(conn, clock.monotonic())
+    def _is_handed_out(self, conn: Connection, deadline: float) -> bool:
+        """Whether *conn* is fit for its taker; one that is not is replaced, and its taker notices nothing."""
+        fit: bool | None = False
         try:
+            fit = self._seems_fit(conn, clock.monotonic())
+            if fit is None:
+                fit = self._is_fit(conn, deadline - clock.monotonic())
+        finally:
+            self._conclude(conn, fit is True)
+        return fit is True
+
+    async def _is_handed_out_async(self, conn: Connection, deadline: float) -> bool:
+        fit: bool | None = False
+        try:
+            fit = self._seems_fit(conn, clock.monotonic())
             if fit is None:
                 fit = await in_thread(lambda: self._is_fit(conn, deadline - clock.monotonic()))
         finally:
-            # Cancelled in the middle of the question, nobody has it either.
-            if not fit and self._end_checkout(conn):
-                self.run_task(Retirement(self, conn))
-        return fit
+            self._conclude(conn, fit is True)
+        return fit is True
+
+    def _conclude(self, conn: Connection, is_fit: bool) -> None:
+        if is_fit:
+            conn._pool = self
+        elif self._end_checkout(conn):
+            # Dead or too old, say after a restart of the server; or its taker was interrupted while it was asked.
+            self.retire_soon(conn)
+            self._checkouts.settled()
 
     # Giving back
 
@@ -241,7 +255,9 @@ class Lending(Supply):
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
         if isinstance(view, AsyncView) and view.lock.locked():
             await to_its_end(self._release_in_use(view))
-        elif self._closed or self._after_release or conn.closed or not self.hygiene.is_clean(conn):
+            return
+        takes_long = self._closed or self._after_release or conn.closed or self._is_expired(conn, clock.monotonic())
+        if takes_long or not self.hygiene.is_clean(conn):
             await in_thread(lambda: self.release(conn))
         else:
             self.release(conn)
@@ -332,9 +348,12 @@ class Lending(Supply):
         return self._checkouts.listed()
 
     def _why_none_is_free(self, waited: float) -> str:
-        away = f"none of them is out: the server is away ({self._failure or 'no answer yet'})"
-        held = "; ".join(str(checkout) for checkout in self.checkouts()) or away
-        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {held}"
+        reasons = [str(checkout) for checkout in self.checkouts()]
+        if self._lingering:
+            reasons.append(f"{len(self._lingering)} were closed, but the server has not ended their sessions yet")
+        if not reasons:
+            reasons.append(f"none of them is out: the server is away ({self._failure or 'no answer yet'})")
+        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {'; '.join(reasons)}"
 
     @property
     def is_forked(self) -> bool:

@@ -272,8 +272,7 @@ class Pool(Lending):
             waiter.fail(PoolClosed(f"the pool {self.name!r} is closing"))
         deadline = clock.monotonic() + _JOIN
         self._sweep.stop(_JOIN)
-        for conn in idle:
-            self.retire(conn)
+        _side_by_side(self.retire, idle)
         for thread in threads:
             thread.join(max(0.0, deadline - clock.monotonic()))
 
@@ -287,14 +286,26 @@ class Pool(Lending):
                     self._cancel(checkout, _CANCEL_TIMEOUT)
             if self._checkouts.wait_until_none(min(left, _CANCEL_INTERVAL) if until else left):
                 return
-        for checkout in self.checkouts():
-            self._cancel(checkout, _CANCEL_TIMEOUT)
+        _side_by_side(lambda checkout: self._cancel(checkout, _CANCEL_TIMEOUT), self.checkouts())
         self._checkouts.wait_until_none(_LET_GO)
-        for checkout in self.checkouts():
-            if self._checkouts.end(checkout):
-                self._num_revoked += 1
-                logger.warning("pool.revoked", checkout=str(checkout), statement=checkout.last_statement)
-                self._revoke(checkout)
+        left_over = [checkout for checkout in self.checkouts() if self._checkouts.end(checkout)]
+        for checkout in left_over:
+            self._num_revoked += 1
+            logger.warning("pool.revoked", checkout=str(checkout), statement=checkout.last_statement)
+        _side_by_side(self._revoke, left_over)
+
+
+def _side_by_side(call: Callable[[T], object], items: list[T]) -> None:
+    """Call it for each item on a thread of its own: a server that does not answer costs its timeout only once."""
+    if len(items) <= 1:
+        for item in items:
+            call(item)
+        return
+    threads = [threading.Thread(target=call, args=(item,), name="pool-close", daemon=True) for item in items]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 _opening = threading.Lock()

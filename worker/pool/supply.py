@@ -51,6 +51,11 @@ class Retirement(MaintenanceTask):
         super().__init__(pool)
         self._conn = conn
 
+    def run(self) -> None:
+        """Run it in a pool that is closing too, where psycopg_pool's own tasks are dropped: it is a goodbye."""
+        if (pool := self.pool()) is not None:
+            self._run(pool)
+
     def _run(self, pool: psycopg_pool.ConnectionPool[Any]) -> None:
         assert isinstance(pool, Supply)  # noqa: S101  # it was made with one
         pool.retire(self._conn)
@@ -165,7 +170,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     def _is_stale(self, conn: Connection, now: float) -> bool:
         """Whether it is to be replaced although it works."""
-        return conn._expire_at <= now or conn._created_at <= self._drained_at or now - conn.idle_since >= self.max_idle
+        return self._is_expired(conn, now) or now - conn.idle_since >= self.max_idle
 
     def _seems_fit(self, conn: Connection, now: float) -> bool | None:
         """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
@@ -183,11 +188,21 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
     def _may_stay(self, conn: Connection) -> bool:
         """Whether one that came back goes on."""
         now = conn.idle_since = clock.monotonic()
-        if conn.closed or conn._expire_at <= now or conn._created_at <= self._drained_at:
+        if conn.closed or self._is_expired(conn, now):
             return False
         return self._after_release is None or _allowed_by(self._after_release, conn)
 
+    def _is_expired(self, conn: Connection, now: float) -> bool:
+        return conn._expire_at <= now or conn._created_at <= self._drained_at
+
     # Ending
+
+    def retire_soon(self, conn: Connection) -> None:
+        """`retire` on a thread of the pool's, for callers with a deadline: the server may never say goodbye."""
+        if conn.closed or self._closed:
+            self.retire(conn)
+        else:
+            self.run_task(Retirement(self, conn))
 
     def retire(self, conn: Connection) -> None:
         """End a session for good; its seat is free when the server has ended it too."""
@@ -220,11 +235,20 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         now = clock.monotonic()
         with self._lock:
             stale = [conn for conn in self._pool if conn.closed or self._is_stale(conn, now)]
-            for conn in stale:
+            # Ended by the server, most likely: so that the minimum is made again although nobody asks.
+            suspect = [conn for conn in self._pool if conn not in stale and conn.has_news()]
+            for conn in [*stale, *suspect]:
                 self._pool.remove(conn)
             lingering, self._lingering = self._lingering, []
         for conn in stale:
             self.retire(conn)
+        for conn in suspect:
+            idle_since = conn.idle_since
+            if conn.answers(_ASK_TIMEOUT):
+                self._add_to_pool(conn)
+                conn.idle_since = idle_since
+            else:
+                self.retire(conn)
         for conn, since in lingering:
             if conn.has_ended() or now - since > _LINGER:
                 conn.forget_end()
@@ -250,7 +274,7 @@ def _allowed_by(hook: Any, conn: Connection) -> bool:
 
 
 def _set_up(conn: Connection) -> None:
-    conn.autocommit = True
+    before, conn.autocommit = conn.autocommit, True
     try:
         conn.execute(_CHECK_CLIENT)
     except psycopg.errors.DatabaseError as exc:
@@ -258,4 +282,4 @@ def _set_up(conn: Connection) -> None:
             raise
         logger.debug("pool.no_client_check", reason=str(exc))
     finally:
-        conn.autocommit = False
+        conn.autocommit = before

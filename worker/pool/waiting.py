@@ -21,18 +21,12 @@ class Waiter(WaitingClient[Connection]):
     The connection is on the books from the moment it is handed over, whether or not its taker still wakes up.
     """
 
-    __slots__ = ("_asked_at", "_checkouts", "checkout")
+    __slots__ = ("_checkouts", "checkout")
 
     def __init__(self, checkout: Checkout, checkouts: Checkouts) -> None:
         super().__init__()
         self.checkout = checkout
         self._checkouts = checkouts
-        self._asked_at = checkout.since
-
-    @property
-    def waited(self) -> float:
-        """Seconds since it was asked for."""
-        return clock.monotonic() - self._asked_at
 
     @property
     def is_waiting(self) -> bool:
@@ -141,6 +135,8 @@ def refuse_deadlock(asking: Checkout, waiters: Iterable[Waiter], checkouts: Chec
     if len(checkouts) < seats:
         return
     held = checkouts.listed()
+    if any(checkout.abandoned() for checkout in held):
+        return  # the sweep will end that one, and somebody gets its seat
     mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
     if mine is None:
         return

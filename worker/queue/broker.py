@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import dramatiq.broker
 import psycopg
+import psycopg_pool
 from dramatiq import Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
@@ -22,7 +23,7 @@ from dramatiq.results import Results
 from worker import log
 from worker.config import Config
 from worker.errors import ConfigError, SchemaError
-from worker.pool import Pool, PoolOptions, get_pool, shield
+from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
@@ -99,6 +100,11 @@ class PostgresBroker(Broker):
                 self._pool = Pool.connect(PoolOptions(conninfo=self._url, min_size=0))
                 self._open.callback(self._pool.close)
             return self._pool
+
+    @property
+    def _lender(self) -> psycopg_pool.ConnectionPool[Any]:
+        """What sends borrow from; other than `pool` only when the application has bound a pool of its own."""
+        return get_lender() if self._pool is None and self._url is None else self.pool
 
     @property
     def schema(self) -> Schema:
@@ -192,7 +198,7 @@ class PostgresBroker(Broker):
                 with shield.get()():
                     _wait_for(self.dispatcher.send([job]))
             else:
-                with self.pool.connection() as conn:
+                with self._lender.connection() as conn:
                     insert(conn, self.schema, [job])
         except psycopg.errors.UndefinedTable as exc:
             raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
