@@ -58,10 +58,17 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
     Returns:
         The ids whose token still held; of all others nothing was written: their lease is lost.
     """
+    return {row[0] for row in send_settlements(conn, schema, settlements)}
+
+
+def send_settlements(
+    conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]
+) -> psycopg.Cursor[Any]:
+    """The same for a pipeline: what the cursor holds is read when the pipeline is synced."""
     # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
     settlements = sorted(settlements, key=lambda settlement: (settlement.id, settlement.token))
     parents = [(settlement.id, new) for settlement in settlements for new in settlement.following]
-    rows = conn.execute(
+    return conn.execute(
         schema.render(SETTLE_JOBS).encode(),
         {
             **schema.channels,
@@ -75,8 +82,7 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
             "new_parents": [parent for parent, _ in parents],
             **columns([new for _, new in parents], prefix="new_"),
         },
-    ).fetchall()
-    return {row[0] for row in rows}
+    )
 
 
 def storable(error: str) -> str:

@@ -142,7 +142,7 @@ class Execution:
         if delivery.settled:
             self._dispatcher.forget(delivery.claim)
         else:
-            self._dispatcher.settle(settlement)
+            self._dispatcher.settle(settlement, wake=False)
         self._hooks.after(signal, delivery)
         _report(delivery, settlement, duration)
 
