@@ -222,9 +222,26 @@ SETTLE_JOBS: LiteralString = """
     SELECT id, (SELECT count(*) FROM told)
     FROM owned"""
 
-# job_pkey. The same for the commonest case, one job that is done and that nothing follows from. It is sent in one
-# message with the COMMIT, which must not be reached when the fence has not held: then this fails, by a cast that
-# the message of the error shows.
+# job_pkey. The same for the commonest batch: jobs that are done, and that nothing follows from.
+FINISH_JOBS: LiteralString = """
+    WITH finished AS (
+        DELETE FROM {schema}.job AS job
+        USING unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS settled(id, token)
+        WHERE job.id = settled.id
+          AND job.token = settled.token
+        RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
+            job.claimed_by, job.args, job.error
+    )
+    INSERT INTO {schema}.job_history (
+        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args, error
+    )
+    SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by,
+        args, error
+    FROM finished
+    RETURNING id"""
+
+# job_pkey. The same for one such job, in its own transaction. It is sent in one message with the COMMIT, which must not
+# be reached when the fence has not held: then this fails, by a cast that the message of the error shows.
 FINISH_JOB: LiteralString = """
     WITH finished AS (
         DELETE FROM {schema}.job AS job
