@@ -79,6 +79,18 @@ def test_the_claim_of_a_pass_sees_what_it_returned_and_sent(
     assert {one.id for one in reply.claims[0]} == {errand.settlements[1].id, errand.new[0].id}
 
 
+def test_without_pipelines_it_is_one_commit_all_the_same(
+    insert_job: InsertJob, lease: Lease, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psycopg.capabilities, "has_pipeline", lambda: False)
+    errand = everything(insert_job, db)
+
+    reply = exchange(db, SCHEMA, lease, errand)
+
+    assert len(reply.claims[0]) == 2
+    assert scalar(db, "SELECT count(DISTINCT xmin::text) FROM worker.job") == 1
+
+
 def test_what_is_refused_in_one_part_undoes_all_of_it(
     insert_job: InsertJob, lease: Lease, db: psycopg.Connection
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -23,8 +22,9 @@ from worker.queue.history import History
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
-from worker.queue.sends import Sends, Sent, accepted, complete
+from worker.queue.sends import Sends, Sent
 from worker.queue.settlement import Outcome, Settlement
+from worker.queue.submissions import Submissions
 
 logger = log.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class Dispatcher:
         self._alarm = Alarm()
         self._outcomes = GroupCommit(schema, history, self._settled)
         self._sends = Sends(schema)
-        self._submitted: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
+        self._submitted = Submissions()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._stop_by: float | None = None
@@ -121,8 +121,7 @@ class Dispatcher:
     def submit(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
         """Run *work* on the reserved connection, in a transaction of its own. It must be short: everything waits."""
         self._check_not_over()
-        future: Future[T] = Future()
-        self._submitted.append((work, future))
+        future = self._submitted.add(work)
         self.wake()
         return future
 
@@ -176,8 +175,7 @@ class Dispatcher:
     def _abandon(self) -> None:
         """Nobody writes what is still pending: whoever waits for it must know."""
         self._sends.abandon()
-        for _, future in self._submitted:
-            future.cancel()
+        self._submitted.abandon()
         if self._over:
             self._outcomes.abandon()
 
@@ -241,24 +239,14 @@ class Dispatcher:
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
         """One pass; returns seconds to the next."""
-        self._run_submitted(conn)
+        # What was written may be a job for us; our own notification comes with the next read only.
+        self._hungry |= self._submitted.run(conn)
         self._keep_house(conn)
         for claim in self._feed.overdue():
             self._release(claim)
         self._exchange(conn)
         next_at = (self._renew_at, self._next_due, self._keep_house_at, self._outcomes.again_at, self._feed.look_at)
         return max(0.0, min(next_at) - clock.monotonic())
-
-    def _run_submitted(self, conn: psycopg.Connection[Any]) -> None:
-        for work, future in accepted(self._submitted):
-
-            def run(work: Callable[[psycopg.Connection[Any]], Any] = work) -> Any:
-                with conn.transaction():
-                    return work(conn)
-
-            complete(future, run)
-            # What was written may be a job for us; our own notification comes with the next read only.
-            self._hungry = True
 
     def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
         if (now := clock.monotonic()) >= self._keep_house_at:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -69,9 +69,8 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     Raises:
         psycopg.Error: Nothing was written, unless the connection is broken: then it is not known.
     """
-    several = errand.num_statements > 1
     try:
-        with conn.pipeline() if several else nullcontext():
+        with _together(conn) if errand.num_statements > 1 else nullcontext():
             settled = send_settlements(conn, schema, errand.settlements) if errand.settlements else None
             if errand.new:
                 insert(conn, schema, errand.new)
@@ -90,6 +89,11 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
         claims=[[Claim(*row) for row in rows] for rows in claimed],
         look=lease.hear(beat) if beat is not None else None,
     )
+
+
+def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
+    # A libpq before 14 knows no pipelines; then it is one commit in several trips.
+    return conn.pipeline() if psycopg.capabilities.has_pipeline() else conn.transaction()
 
 
 def _claim(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, room: Room) -> psycopg.Cursor[Any]:

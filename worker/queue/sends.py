@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -78,11 +78,3 @@ def accepted(pending: deque[Any]) -> list[Any]:
         if item[1].set_running_or_notify_cancel():
             taken.append(item)
     return taken
-
-
-def complete(future: Future[Any], call: Callable[[], Any]) -> None:
-    """Let *future* have what *call* returns or raises."""
-    try:
-        future.set_result(call())
-    except Exception as exc:
-        future.set_exception(exc)
