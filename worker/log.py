@@ -6,13 +6,15 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TextIO
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.contextvars import merge_contextvars
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-__all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger"]
+# What every line of the running job carries. A call, because most jobs write no line and need no fields.
+fields: ContextVar[Callable[[], dict[str, Any]] | None] = ContextVar("fields", default=None)
 
 # Louder than their use: the pool logs each checkout, APScheduler each tick, Dramatiq each retry that we log ourselves.
 _QUIET = {
@@ -68,6 +70,7 @@ def configure(
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
         merge_contextvars,
+        _merge_fields,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -101,3 +104,8 @@ def configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+
+
+def _merge_fields(_: object, __: str, event: EventDict) -> EventDict:
+    make = fields.get()
+    return event if make is None else {**make(), **event}

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_origin, get_type_hints
 
 import msgspec
@@ -77,7 +78,7 @@ class Signature:
         unchecked = frozenset(parameter.name for parameter in parameters if parameter.name not in hints)
         return cls(name, is_async, tuple(injected), arguments, unchecked, inspect.Signature(parameters), decoder)
 
-    @property
+    @cached_property
     def takes_connection(self) -> bool:
         """Whether the job runs inside one transaction on an injected connection."""
         return any(kind in _CONNECTIONS for kind in self.injected)
@@ -126,11 +127,20 @@ class Signature:
             ArgumentError: They do not fit, say because they were sent by an older or newer version of the job.
         """
         try:
-            given = self._binding.bind(*args, **kwargs).arguments
+            # What was stored was bound when it was sent, so it has names already.
+            given = self._binding.bind(*args, **kwargs).arguments if args else kwargs
             struct = msgspec.convert(given, self.arguments)
         except (TypeError, msgspec.ValidationError) as exc:
-            raise ArgumentError(f"job {self.name!r}: {exc}") from None
-        return {name: getattr(struct, name) for name in self._binding.parameters}
+            raise ArgumentError(f"job {self.name!r}: {self._misfit(args, kwargs) or exc}") from None
+        return msgspec.structs.asdict(struct)
+
+    def _misfit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TypeError | None:
+        """Which argument is missing or too much, in Python's words."""
+        try:
+            self._binding.bind(*args, **kwargs)
+        except TypeError as exc:
+            return exc
+        return None
 
 
 def _hints(fn: Callable[..., Any], where: str) -> dict[str, Any]:

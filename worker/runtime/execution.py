@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
@@ -48,13 +49,15 @@ class Execution:
         """Run a claimed job of a plain `def` from its hooks to its settlement, on this thread."""
         if (delivery := self._broker.deliver(claim)) is None:
             return
-        with log.bound_contextvars(**fields(claim)):
-            started = clock.monotonic()
-            try:
-                ending = self.prepare(delivery) or self._run_body(delivery)
-                self.conclude(delivery, ending, started)
-            except Exception as exc:
-                self.give_up(claim, exc, delivery)
+        unbound = log.fields.set(partial(fields, claim))
+        started = clock.monotonic()
+        try:
+            ending = self.prepare(delivery) or self._run_body(delivery)
+            self.conclude(delivery, ending, started)
+        except Exception as exc:
+            self.give_up(claim, exc, delivery)
+        finally:
+            log.fields.reset(unbound)
 
     def give_up(self, claim: Claim, exc: Exception, delivery: Delivery | None = None) -> None:
         """An error of ours, not of the job: say so, and let it run again later rather than stay here for ever."""
@@ -142,7 +145,7 @@ class Execution:
         if delivery.settled:
             self._dispatcher.forget(delivery.claim)
         else:
-            self._dispatcher.settle(settlement)
+            self._dispatcher.settle(settlement, wake=False)
         self._hooks.after(signal, delivery)
         _report(delivery, settlement, duration)
 

@@ -174,6 +174,8 @@ def drain(
     with suppress(TimeoutError, CancelledError, psycopg.OperationalError):
         # A claim that was under way has been put before the slots when this returns, or its reply never comes.
         dispatcher.submit(lambda _: None).result(_CLAIM_UNDERWAY)
+    for claim in feed.take_back():
+        dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
     for claim in threads.take_back():
         dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
         feed.finished(claim)
