@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio.events import _get_running_loop
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -99,7 +100,8 @@ class Borrowed(Generic[SyncT, AsyncT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         view = self._view
-        if view is None:
+        if view is None or _get_running_loop() is None:
+            # Without a loop this is a coroutine that outlived its own and is being collected: the sweep ends the rest.
             return None
         swallowed = False
         try:
