@@ -291,17 +291,18 @@ def test_notifications_and_notices_reach_the_handlers_of_the_connection(single: 
     assert said == ["hello"]
 
 
-def test_a_loop_that_closes_with_a_block_open_is_collected_without_noise(single: Pool, events: Events) -> None:
+def test_a_loop_that_closes_with_a_block_open_is_collected_without_noise(
+    single: Pool, db: psycopg.Connection, events: Events
+) -> None:
     import gc
 
     async def hold() -> None:
         async with single.connection() as conn:
-            await fetch(conn, "SELECT 1")
-            await asyncio.sleep(600)
+            await sleep_in(conn)
 
     with running_loop() as loop:
         holding = loop.start(hold())
-        wait_until(lambda: single.num_out == 1, 5, "the connection to be out")
+        wait_until(lambda: scalar(db, SLEEPING), 5, "the sleep")
     del holding, loop
     gc.collect()
 

@@ -105,7 +105,7 @@ class Borrowed(Generic[SyncT, AsyncT]):
         view = self._view
         if view is None:
             return None
-        if kind is GeneratorExit and _get_running_loop() is not self._loop:
+        if _get_running_loop() is not self._loop:
             # A coroutine whose loop is gone, in the hands of the garbage collector: nothing can be awaited here, and no
             # lock may be taken, as whoever holds it may be the one who is being interrupted. The sweep will find it.
             self._view = None
