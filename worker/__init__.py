@@ -13,7 +13,7 @@ from worker.queue.actor import job
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
-from worker.schedule import cron, every
+from worker.schedule import at, cron, every
 
 __all__ = [
     "ArgumentError",
@@ -25,6 +25,7 @@ __all__ = [
     "SchemaError",
     "SignatureError",
     "WorkerError",
+    "at",
     "bind",
     "cron",
     "every",

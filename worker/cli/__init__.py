@@ -13,6 +13,7 @@ _VERBS = {
     "demo": "worker.cli.demo",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",
+    "schedules": "worker.cli.schedules",
 }
 
 
