@@ -4,6 +4,8 @@ from worker.errors import (
     ArgumentError,
     ConfigError,
     DatabaseUnavailable,
+    NotFound,
+    Refused,
     SchemaError,
     SignatureError,
     WorkerError,
@@ -13,15 +15,18 @@ from worker.queue.actor import job
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
-from worker.schedule import at, cron, every
+from worker.schedule import Schedules, at, cron, every
 
 __all__ = [
     "ArgumentError",
     "ConfigError",
     "Context",
     "DatabaseUnavailable",
+    "NotFound",
     "Pool",
     "PostgresBroker",
+    "Refused",
+    "Schedules",
     "SchemaError",
     "SignatureError",
     "WorkerError",

@@ -2,5 +2,6 @@
 
 from worker.schedule.declaration import Schedule, at, cron, every, registered
 from worker.schedule.scheduler import Scheduler
+from worker.schedule.schedules import Schedules
 
-__all__ = ["Schedule", "Scheduler", "at", "cron", "every", "registered"]
+__all__ = ["Schedule", "Scheduler", "Schedules", "at", "cron", "every", "registered"]
