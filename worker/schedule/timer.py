@@ -31,6 +31,7 @@ class Timer:
         self._scheduler = BackgroundScheduler(
             timezone=UTC, executors={"default": _AtOnce()}, job_defaults=_JOB_DEFAULTS
         )
+        self._thread: threading.Thread | None = None
 
     def repeat(
         self, trigger: Trigger, call: Callable[[datetime], None], *, first: datetime | None = None
@@ -54,18 +55,15 @@ class Timer:
     def start(self) -> None:
         """Start the thread, called `schedule-timer`."""
         self._scheduler.start()
-        self._thread.name = "schedule-timer"
+        # APScheduler has no public word for it.
+        thread: threading.Thread = self._scheduler._thread
+        thread.name = "schedule-timer"
+        self._thread = thread
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs; without it no tick is noticed."""
-        return self._thread.is_alive()
-
-    @property
-    def _thread(self) -> threading.Thread:
-        # APScheduler has no public word for it.
-        thread: threading.Thread = self._scheduler._thread
-        return thread
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self, timeout: float) -> bool:
         """End the thread; False when a call on it did not return within *timeout* seconds."""
