@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -20,9 +21,10 @@ from tests.waiting import wait_until
 from worker import clock
 from worker.schedule import Schedule, Scheduler, backlog
 from worker.schedule import scheduler as module
+from worker.schedule.crontab import parse
 from worker.schedule.ledger import Pass
 from worker.schedule.register import Survey
-from worker.schedule.trigger import Every
+from worker.schedule.trigger import Cron, Every
 
 PATIENCE = 20.0
 SECOND = timedelta(seconds=1)
@@ -152,6 +154,18 @@ def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: st
 
     assert {entry["schedule"] for entry in named(logs, "schedule.failed")} == {"broken"}
     assert book.told("broken") == []
+
+
+def test_a_time_that_a_clock_change_skips_is_warned_of_at_registration(
+    book: Book, database: str, logs: list[Any]
+) -> None:
+    in_gap = schedule(trigger=Cron(parse("30 2 * * *"), ZoneInfo("America/New_York")), spec="30 2 * * *")
+
+    with dispatcher(database) as submit, scheduler(submit, in_gap):
+        wait_until(lambda: named(logs, "schedule.gap"), PATIENCE, "the warning")
+
+    (warning,) = named(logs, "schedule.gap")
+    assert "the clock skips 02:30: it runs at 03:30 instead" in warning["warning"]
 
 
 def test_a_stale_process_says_so_once(book: Book, database: str, logs: list[Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import dramatiq
 import psycopg
@@ -14,7 +16,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from tests.schedule.standins import SCHEMA, Book, actor, dispatcher, enqueue, plain, schedule
 from tests.waiting import wait_until
-from worker import ConfigError, NotFound, PostgresBroker, Refused, Schedules, clock, cron, job
+from worker import ConfigError, Context, NotFound, PostgresBroker, Refused, Schedules, clock, cron, job
 from worker.schedule import Schedule, Scheduler, declaration
 from worker.schedule.ledger import KEEP
 from worker.schedule.sending import send
@@ -165,6 +167,22 @@ def test_a_job_knows_its_schedule_and_tick(schedules: Schedules, db: psycopg.Con
 
     ((options,),) = rows(db, "SELECT options FROM worker.job")
     assert options == {"schedule": "weekly", "scheduled_for": entry.tick.isoformat()}
+
+
+def test_the_context_tells_schedule_and_tick() -> None:
+    sent = {"schedule": "weekly", "scheduled_for": "2026-03-31T12:00:00+00:00"}
+    basics: dict[str, Any] = {
+        "job_id": uuid4(),
+        "actor": "a",
+        "queue": "q",
+        "attempt": 1,
+        "stopping": threading.Event(),
+    }
+
+    by_schedule, by_hand = Context(options=sent, **basics), Context(options={}, **basics)
+
+    assert (by_schedule.schedule, by_schedule.scheduled_for) == ("weekly", NOON)
+    assert (by_hand.schedule, by_hand.scheduled_for) == (None, None)
 
 
 def test_arguments_may_be_computed_from_the_tick(book: Book, broker: PostgresBroker) -> None:
