@@ -73,6 +73,7 @@ def running(url: str, folder: Path, *, idle: int = 0, busy: int = 0) -> Iterator
 def idle_cost(url: str, log: Path, folder: Path, schedules: int, seconds: float) -> Cost:
     """What a worker with *schedules* costs while nothing ticks."""
     with running(url, folder, idle=schedules) as process, psycopg.connect(url, autocommit=True) as db:
+        _wait(db, "SELECT count(*) FROM worker.worker", 1)
         _wait(db, "SELECT count(*) FROM worker.schedule", schedules)
         time.sleep(3.0)
         pid = _number(db, "SELECT pid FROM worker.worker")

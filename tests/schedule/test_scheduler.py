@@ -227,10 +227,10 @@ class EarlyLedger:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def advance(self, *_: Any) -> Pass:
+    def advance_all(self, *_: Any) -> list[Pass]:
         now = clock.now()
         self.looks.append((now, Pass(now - timedelta(seconds=0.3))))
-        return self.looks[-1][1]
+        return [self.looks[-1][1]]
 
 
 class QuietRegister:

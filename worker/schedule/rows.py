@@ -86,18 +86,40 @@ class Rows:
         statement = statements.WAIT_FOR_SCHEDULE if wait else statements.LOCK_SCHEDULE
         return next(iter(self.fetch(conn, statement, {"name": name, "now": now})), None)
 
+    def lock_all(self, conn: Connection[Any], names: Sequence[str], now: datetime | None) -> list[Row | None]:
+        """Like `lock` for each of *names*, in one exchange with the server."""
+        with conn.pipeline():
+            statement = self.sql(statements.LOCK_SCHEDULE)
+            cursors = [
+                conn.cursor(row_factory=class_row(Row)).execute(statement, {"name": name, "now": now}) for name in names
+            ]
+            return [cur.fetchone() for cur in cursors]
+
     def find_decided(
         self, conn: Connection[Any], row: Row, entries: Sequence[Entry]
     ) -> tuple[list[UUID], set[datetime]]:
         """Which jobs of the schedule live, oldest first, and which of the *entries* have a row already."""
-        with conn.cursor(row_factory=tuple_row) as cur:
-            cur.execute(
-                self.sql(statements.FIND_DECIDED),
-                {"name": row.name, "job_ids": row.job_ids, "ticks": [entry.tick for entry in entries]},
-            )
-            found = cur.fetchone()
-        living, decided = map(set, found) if found is not None else (set(), set())
-        return [job_id for job_id in row.job_ids if job_id in living], decided
+        return self.find_all_decided(conn, [(row, entries)])[0]
+
+    def find_all_decided(
+        self, conn: Connection[Any], looks: Sequence[tuple[Row, Sequence[Entry]]]
+    ) -> list[tuple[list[UUID], set[datetime]]]:
+        """Like `find_decided` for each, in one exchange with the server."""
+        with conn.pipeline():
+            statement = self.sql(statements.FIND_DECIDED)
+            cursors = [
+                conn.cursor(row_factory=tuple_row).execute(
+                    statement,
+                    {"name": row.name, "job_ids": row.job_ids, "ticks": [entry.tick for entry in entries]},
+                )
+                for row, entries in looks
+            ]
+            found = [cur.fetchone() for cur in cursors]
+        pairs = [map(set, each) if each is not None else (set(), set()) for each in found]
+        return [
+            ([job_id for job_id in row.job_ids if job_id in living], decided)
+            for (row, _), (living, decided) in zip(looks, pairs, strict=True)
+        ]
 
     def record(self, conn: Connection[Any], row: Row, entries: Sequence[Entry]) -> None:
         """Write *entries* into the ledger."""

@@ -48,8 +48,13 @@ _CLOCK_GRAIN = timedelta(milliseconds=1)
 _LOCKED_AGAIN = timedelta(seconds=1)
 _FORGET_EVERY = 3600.0
 # No schedule is called so, as names can be printed.
-_BEAT, _POLL, _FORGET = "\0beat", "\0poll", "\0forget"
-_INTERNAL = {_BEAT: "heartbeat", _POLL: "poll", _FORGET: "retention"}
+_BEAT, _POLL, _FORGET, _LOOKS = "\0beat", "\0poll", "\0forget", "\0looks"
+_INTERNAL = {_BEAT: "heartbeat", _POLL: "poll", _FORGET: "retention", _LOOKS: "looks"}
+# Looks in one transaction, which shares its connection with heartbeats and claims: some twentieth of a second.
+_TOGETHER = 40
+
+# At a schedule, for a tick that its timer went off for.
+Look = tuple[Schedule, datetime | None]
 
 
 class Beat(NamedTuple):
@@ -106,6 +111,7 @@ class Scheduler:
 
     def _reset(self) -> None:
         self._underway: Counter[str] = Counter()
+        self._waiting: dict[str, Look] = {}
         self._stale: set[str] = set()
         self._undeclared = list(self._declared)
         self._booted = self._declaring_again = False
@@ -151,10 +157,48 @@ class Scheduler:
         """All that it looks at: those of this process and those in the database whose actor it knows."""
         return [*self._declared, *self._found.values()]
 
-    # Looking at one schedule
+    # Looking at schedules
 
     def _look(self, schedule: Schedule, tick: datetime | None = None) -> None:
-        # *tick* is what the timer went off for; a look for another reason has none.
+        """Look at *schedule* soon; *tick* is what the timer went off for, a look for another reason has none."""
+        with self._lock:
+            # One that waits sees all that is due when its turn comes: a second only makes it wait for the later tick.
+            _, waiting = self._waiting.get(schedule.name, (schedule, None))
+            self._waiting[schedule.name] = schedule, max(filter(None, (tick, waiting)), default=None)
+        self._look_at_waiting()
+
+    def _look_at_waiting(self) -> None:
+        # Those that tick together share a transaction: with one each, hundreds of commits would make the last late.
+        taken: list[Look] = []
+
+        def work(conn: Connection[Any]) -> list[Pass]:
+            with self._lock:
+                names = list(self._waiting)[:_TOGETHER]
+                taken.extend(self._waiting.pop(name) for name in names)
+            return self._ledger.advance_all(conn, [schedule for schedule, _ in taken])
+
+        def then(done: list[Pass]) -> None:
+            for (schedule, tick), decided in zip(taken, done, strict=True):
+                self._after_look(schedule, tick, decided)
+            if self._waiting:
+                self._look_at_waiting()
+
+        def failed(exc: BaseException) -> None:
+            if len(taken) == 1:
+                _log_failure(taken[0][0].name, exc)
+            elif not taken or isinstance(exc, psycopg.OperationalError):
+                # The database is out of reach, for every one of them.
+                _log_failure(_LOOKS, exc)
+            else:
+                # One of them failed and took the others with it: each by itself, the others pass.
+                for look in taken:
+                    self._look_alone(*look)
+            if self._waiting and taken:
+                self._look_at_waiting()
+
+        self._hand_over(_LOOKS, work, then, failed)
+
+    def _look_alone(self, schedule: Schedule, tick: datetime | None) -> None:
         def work(conn: Connection[Any]) -> Pass:
             return self._ledger.advance(conn, schedule)
 
@@ -266,7 +310,13 @@ class Scheduler:
 
         self._hand_over(_FORGET, work, then)
 
-    def _hand_over(self, name: str, work: Callable[[Connection[Any]], T], then: Callable[[T], None]) -> None:
+    def _hand_over(
+        self,
+        name: str,
+        work: Callable[[Connection[Any]], T],
+        then: Callable[[T], None],
+        failed: Callable[[BaseException], None] | None = None,
+    ) -> None:
         """Submit *work* and pass its result on to *then*; at most two of a *name* are under way."""
         with self._lock:
             timer, underway = self._timer, self._underway
@@ -283,7 +333,7 @@ class Scheduler:
             if future.cancelled():
                 return
             if exc := future.exception():
-                _log_failure(name, exc)
+                (failed or partial(_log_failure, name))(exc)
             elif (result := future.result()) is not None:
                 then(result)
 
