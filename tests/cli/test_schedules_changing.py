@@ -70,6 +70,7 @@ def test_a_schedule_is_added_listed_and_removed(schedules: Any, module: str) -> 
     assert tick["local"] == "2026-03-30T07:00:00+02:00"
 
     schedules("change", "weekly", "--cron", "30 2 * * *")
+    assert "the clock skips 02:30: it runs at 03:30 instead" in schedules("list")
     schedules("remove", "weekly")
     assert json.loads(schedules("list", "--json")) == []
 

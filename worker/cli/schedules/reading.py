@@ -29,7 +29,20 @@ def list_command(as_json: bool, **overrides: Any) -> None:
     if as_json:
         print_json(rows)
     else:
-        columns = ("schedule", "state", "spec", "tz", "job", "local", "utc", "last_tick", "last_outcome", "source")
+        columns = (
+            "schedule",
+            "state",
+            "spec",
+            "tz",
+            "job",
+            "local",
+            "utc",
+            "note",
+            "warning",
+            "last_tick",
+            "last_outcome",
+            "source",
+        )
         print_table(rows, columns, "no schedule is in the database: the first boot of a worker puts them there")
 
 
@@ -87,10 +100,12 @@ def stored(config: Config) -> list[Listed]:
 
 
 def _row(listed: Listed) -> dict[str, Any]:
-    from worker.schedule.trigger import NEVER
+    from worker.schedule.trigger import NEVER, Cron
+    from worker.schedule.warning import gap_warning
     from worker.schedule.zone import zone
 
-    tick = NEVER if listed.disabled_at else listed.trigger.after(listed.now)
+    trigger = listed.trigger
+    tick = NEVER if listed.disabled_at else trigger.after(listed.now)
     state = "disabled" if listed.disabled_at else "paused" if listed.paused_at else "active"
     outcome = (
         listed.newest_outcome if listed.newest_reason is None else f"{listed.newest_outcome}: {listed.newest_reason}"
@@ -110,6 +125,8 @@ def _row(listed: Listed) -> dict[str, Any]:
         "module": listed.module,
         "utc": None if tick == NEVER else tick,
         "local": None if tick == NEVER else tick.astimezone(zone(listed.tz)).isoformat(),
+        "note": trigger.note(tick) if isinstance(trigger, Cron) and tick != NEVER else "",
+        "warning": gap_warning(trigger, listed.now),
         "last_tick": listed.newest_tick,
         "last_outcome": outcome,
         "paused_at": listed.paused_at,
