@@ -4,8 +4,10 @@ from worker.errors import (
     ArgumentError,
     ConfigError,
     DatabaseUnavailable,
+    NotFound,
     PoolDeadlock,
     PoolForked,
+    Refused,
     SchemaError,
     SignatureError,
     WorkerError,
@@ -25,7 +27,7 @@ from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResult
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
-from worker.schedule import cron, every
+from worker.schedule import Schedules, at, cron, every
 
 __all__ = [
     "ArgumentError",
@@ -35,6 +37,7 @@ __all__ = [
     "Context",
     "DatabaseUnavailable",
     "HygieneMode",
+    "NotFound",
     "Pool",
     "PoolDeadlock",
     "PoolForked",
@@ -43,9 +46,12 @@ __all__ = [
     "PostgresGroups",
     "PostgresLimits",
     "PostgresResults",
+    "Refused",
+    "Schedules",
     "SchemaError",
     "SignatureError",
     "WorkerError",
+    "at",
     "bind",
     "bind_pool",
     "cron",

@@ -27,6 +27,14 @@ class ArgumentError(WorkerError, TypeError):
     """A job was sent arguments that its parameters do not accept: raised by the sender's call."""
 
 
+class NotFound(WorkerError):
+    """There is nothing by the name that was given."""
+
+
+class Refused(WorkerError):
+    """What was asked for cannot be done as things are now."""
+
+
 class EmbeddedError(WorkerError):
     """The embedded Postgres could not be found or started."""
 

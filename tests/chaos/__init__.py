@@ -1,1 +1,1 @@
-"""Chaos: everything at once that can happen to a pool, for as long as one likes."""
+"""Programs and tests that break things at random."""

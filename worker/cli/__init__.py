@@ -15,6 +15,7 @@ _VERBS = {
     "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",
+    "schedules": "worker.cli.schedules",
 }
 
 

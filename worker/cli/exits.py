@@ -14,6 +14,7 @@ USAGE = 2
 DATABASE = 3
 SCHEMA = 4
 NOT_FOUND = 5
+REFUSED = 6
 INTERNAL = 70
 INTERRUPTED = 130
 
@@ -23,7 +24,8 @@ MEANINGS = {
     USAGE: "The command line, a setting or a job module is wrong: nothing was started.",
     DATABASE: "The database could not be reached or started.",
     SCHEMA: "The schema is missing or of a version this worker cannot serve: see 'worker migrate'.",
-    NOT_FOUND: "What was named is not there.",
+    NOT_FOUND: "There is nothing by that name.",
+    REFUSED: "It could not be done as things are now; the message says what is in the way.",
     INTERNAL: "An error in this program; the message holds where.",
     INTERRUPTED: "Stopped by Ctrl-C before the end.",
 }
@@ -66,6 +68,8 @@ def _code_of(error: BaseException) -> int:
         errors.EmbeddedError: DATABASE,
         errors.ConfigError: USAGE,
         errors.SignatureError: USAGE,
+        errors.NotFound: NOT_FOUND,
+        errors.Refused: REFUSED,
         errors.WorkerError: FAILED,
         psycopg.OperationalError: DATABASE,
         psycopg.Error: FAILED,

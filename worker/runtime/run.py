@@ -6,9 +6,7 @@ import difflib
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from dramatiq.middleware import Shutdown
@@ -19,9 +17,7 @@ from worker.errors import ConfigError, LeaseLost, SchemaError
 from worker.pool import Pool, PoolOptions, bind_pool, shield
 from worker.queue.broker import PostgresBroker, postgres_broker
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import bind
 from worker.queue.history import History
-from worker.queue.identity import job_id
 from worker.queue.lease import Lease, application_name
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement
@@ -36,7 +32,7 @@ from worker.runtime.modules import load
 from worker.runtime.signals import Stop, stop_on_signals
 from worker.runtime.slot_feed import SlotFeed
 from worker.runtime.watchdog import Watchdog
-from worker.schedule import Schedule, Scheduler, registered
+from worker.schedule import Scheduler, registered
 
 logger = log.get_logger(__name__)
 
@@ -79,10 +75,9 @@ def run(config: Config) -> int:
         dispatcher.answer = answers.write
         watchdog = stack.enter_context(Watchdog(pool))
         threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
-        if not config.until_empty:
-            stack.enter_context(ticking(dispatcher, broker))
+        scheduler = None if config.until_empty else stack.enter_context(ticking(dispatcher, broker, config))
         logger.info("worker.running", worker=str(lease.worker_id), slots=config.job_slots, queues=feed.queues)
-        return supervise(stop, dispatcher, feed, watchdog, threads, loop, answers, config)
+        return supervise(stop, dispatcher, feed, watchdog, threads, loop, answers, config, scheduler)
 
 
 def _lease(config: Config) -> Lease:
@@ -192,16 +187,17 @@ def drain(
 
 
 @contextmanager
-def ticking(dispatcher: Dispatcher, broker: PostgresBroker) -> Iterator[None]:
-    """The schedules of the imported modules; closed first: no new work."""
-
-    def enqueue(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
-        with bind(conn):
-            message = schedule.actor.send_with_options(schedule=schedule.name, scheduled_for=tick.isoformat())
-        return job_id(message.message_id)
-
-    with Scheduler(registered(), submit=dispatcher.submit, enqueue=enqueue, schema=broker.schema):
-        yield
+def ticking(dispatcher: Dispatcher, broker: PostgresBroker, config: Config) -> Iterator[Scheduler]:
+    """The schedules of the imported modules and those in the database; closed first: no new work."""
+    scheduler = Scheduler(
+        registered(),
+        submit=dispatcher.submit,
+        schema=broker.schema,
+        modules=config.jobs,
+        actors=broker.actors.get,
+    )
+    with scheduler:
+        yield scheduler
 
 
 def supervise(
@@ -213,6 +209,7 @@ def supervise(
     loop: JobLoop,
     answers: Answers,
     config: Config,
+    scheduler: Scheduler | None = None,
 ) -> int:
     """Wait for the end, and look every half second whether everybody lives; returns the exit code."""
     while not stop.asked.wait(_LOOK):
@@ -224,6 +221,8 @@ def supervise(
                 raise dispatcher.failure
             return EXIT_INTERNAL
         internals = {"dispatcher": dispatcher.is_alive, "watchdog": watchdog.is_alive, "job-loop": loop.is_alive}
+        if scheduler is not None:
+            internals["schedule-timer"] = scheduler.is_alive
         if dead := threads.dead + [name for name, lives in internals.items() if not lives]:
             logger.critical("worker.thread_died", threads=dead)
             return EXIT_INTERNAL
