@@ -2,6 +2,7 @@
 
 from worker.errors import (
     ArgumentError,
+    Cancelled,
     ConfigError,
     DatabaseUnavailable,
     NotFound,
@@ -32,6 +33,7 @@ from worker.schedule import Schedules, at, cron, every
 __all__ = [
     "ArgumentError",
     "AsyncMode",
+    "Cancelled",
     "ConfigError",
     "ConnectOptions",
     "Context",

@@ -59,5 +59,9 @@ class TransactionEnded(WorkerError):
     """A job ended the transaction it was given, so its writes could not commit with its completion."""
 
 
+class Cancelled(Interrupt):
+    """Raised inside a job's body when somebody cancelled the job: it is dead, and runs no more."""
+
+
 class LeaseLost(Interrupt):
     """Raised inside a job's body when this worker could not renew its lease in time."""

@@ -10,7 +10,13 @@ import pytest
 
 from tests.cli.conftest import Worker
 from tests.factories import column, scalar
+from tests.queue.conftest import InsertJob, insert_job
+from worker.queue.history import History
 from worker.queue.identity import uuid7
+from worker.queue.schema import Schema
+from worker.queue.settlement import Outcome, Settlement, settle
+
+__all__ = ["insert_job"]
 
 INSERT_DEAD = """
     INSERT INTO worker.job_dead (
@@ -104,3 +110,67 @@ def test_an_age_that_cannot_be_read_is_refused_with_an_example(worker: Worker, a
 
     assert ended.exit_code == 2
     assert "such as 90m" in ended.stderr
+
+
+# Cancelling
+
+
+def test_cancelled_jobs_are_printed_and_counted(
+    worker: Worker, database: str, db: psycopg.Connection, insert_job: InsertJob
+) -> None:
+    job_id = insert_job()
+
+    ended = worker("jobs", "cancel", str(job_id), WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (0, f"{job_id}\n", "cancelled: 1\n")
+    assert column(db, "SELECT id FROM worker.job_dead") == [job_id]
+
+
+def test_a_dry_run_cancels_nothing(
+    worker: Worker, database: str, db: psycopg.Connection, insert_job: InsertJob
+) -> None:
+    job_id = insert_job()
+
+    ended = worker("jobs", "cancel", "--actor", "charge", "--dry-run", WORKER_DATABASE_URL=database)
+
+    assert (ended.stdout, ended.stderr) == (f"{job_id}\n", "would cancel: 1\n")
+    assert column(db, "SELECT id FROM worker.job") == [job_id]
+
+
+def test_cancelling_everything_must_be_said(worker: Worker, database: str) -> None:
+    ended = worker("jobs", "cancel", WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, "--all" in ended.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("unknown", "is not there"),
+        ("several", "is the beginning of several"),
+        ("dead", "is dead already"),
+        ("done", "is done already"),
+        ("running", "is being cancelled already"),
+    ],
+)
+def test_what_cannot_be_cancelled_is_told_with_exit_code_5(
+    worker: Worker, database: str, db: psycopg.Connection, insert_job: InsertJob, what: str, said: str
+) -> None:
+    job_id = str(uuid7())
+    if what == "dead":
+        job_id = str(bury(db))
+    elif what == "done":
+        job_id = str(insert_job(claimed_by=uuid7()))
+        History(Schema()).maintain(db)
+        settle(db, Schema(), [Settlement(UUID(job_id), 1, Outcome.DONE)])
+    elif what == "running":
+        job_id = str(insert_job(claimed_by=uuid7()))
+        worker("jobs", "cancel", job_id, WORKER_DATABASE_URL=database)
+    elif what == "several":
+        job_id = str(insert_job())[:2]
+        insert_job()
+
+    ended = worker("jobs", "cancel", job_id, WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, ended.stdout) == (5, "")
+    assert ended.stderr == f"worker: job {job_id} {said}\ncancelled: 0\n"

@@ -120,6 +120,8 @@ class NotingFeed(Feed):
         self.limit = limit
         self.put_here: list[Claim] = []
         self.lost_here: list[Claim] = []
+        self.cancelled_here: list[Claim] = []
+        self.was_cancelled = threading.Event()
         self.was_put = threading.Event()
         self.was_lost = threading.Event()
 
@@ -130,6 +132,10 @@ class NotingFeed(Feed):
         self.put_here += claims
         if claims:
             self.was_put.set()
+
+    def cancel(self, claims: list[Claim]) -> None:
+        self.cancelled_here += claims
+        self.was_cancelled.set()
 
     def lost(self, claims: list[Claim]) -> None:
         self.lost_here += claims

@@ -1,4 +1,4 @@
-"""`worker jobs`: find jobs, look at one, bring dead ones back."""
+"""`worker jobs`: find jobs, look at one, cancel some, bring dead ones back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from worker.cli.settings import NO_DATABASE, configured, database_url, schema_na
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from uuid import UUID
 
     from worker.queue.jobs import FoundJob, JobFilter, Jobs
 
@@ -23,6 +24,7 @@ _AGE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MANY = 1_000_000_000
 _WIDE = 240
+_OVER = ("done", "dead")
 
 
 def _age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
@@ -50,7 +52,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group("jobs", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Find jobs, look at one, bring dead ones back."""
+    """Find jobs, look at one, cancel some, bring dead ones back."""
 
 
 @command.command("list")
@@ -100,6 +102,71 @@ def show(ctx: click.Context, /, job_id: str, as_json: bool, **chosen: Any) -> No
     for name, value in _object(found[0]).items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         click.echo(f"{name:12} {text if value is not None else ''}".rstrip())
+
+
+@command.command()
+@click.argument("job_ids", metavar="[ID]...", nargs=-1)
+@_filters
+@click.option("--state", "states", multiple=True, help="scheduled, available or running; repeat for more.")
+@click.option("--all", "everything", is_flag=True, help="Every job that waits or runs.")
+@click.option("--limit", type=click.IntRange(min=1), help="The oldest so many.")
+@click.option("--dry-run", is_flag=True, help="Say which, and change nothing.")
+@click.pass_context
+def cancel(
+    ctx: click.Context,
+    /,
+    job_ids: tuple[str, ...],
+    states: tuple[str, ...],
+    everything: bool,
+    limit: int | None,
+    dry_run: bool,
+    **chosen: Any,
+) -> None:
+    """
+    End jobs: those that wait are dead at once, those that run are interrupted within a second.
+
+    Each is printed. Exit code 5 if one of the IDs is not there, not unambiguous, over, or being cancelled already.
+    """
+    if not (job_ids or everything or states or chosen["queues"] or chosen["actors"] or chosen["since"]):
+        raise click.UsageError("say which: some IDs, a filter such as --actor NAME, or --all")
+    from worker.queue.jobs import LIVE
+
+    if unknown := [state for state in states if state not in LIVE]:
+        raise click.UsageError(f"--state {unknown[0]}: expected one of {', '.join(LIVE)}")
+    count, code = 0, exits.OK
+    with _jobs(chosen) as jobs:
+        for job_id in job_ids or (None,):
+            which = _which(chosen, limit or _MANY, states or LIVE, job_id)
+            if job_id is not None and (problem := _uncancellable(jobs, job_id)):
+                click.echo(f"worker: job {job_id} {problem}", err=True)
+                code = exits.NOT_FOUND
+                continue
+            ids = _cancellable(jobs, which) if dry_run else jobs.cancel(which)
+            if job_id is not None and not ids:
+                problem = _uncancellable(jobs, job_id) or "does not match the filter"
+                click.echo(f"worker: job {job_id} {problem}", err=True)
+                code = exits.NOT_FOUND
+            for found in ids:
+                click.echo(found)
+            count += len(ids)
+    click.echo(f"{'would cancel' if dry_run else 'cancelled'}: {count}", err=True)
+    ctx.exit(code)
+
+
+def _cancellable(jobs: Jobs, which: JobFilter) -> list[UUID]:
+    return [job.id for job in reversed(jobs.find(which)) if job.cancelled_at is None]
+
+
+def _uncancellable(jobs: Jobs, job_id: str) -> str | None:
+    """Why *job_id* cannot be cancelled; None when it can."""
+    found = jobs.find(_which({}, 4, job_id=job_id))
+    if len({job.id for job in found}) != 1:
+        return "is the beginning of several" if found else "is not there"
+    # One id can be both, a dead letter and a job that was sent anew: then the latter is meant.
+    job = min(found, key=lambda job: job.state in _OVER)
+    if job.state in _OVER:
+        return f"is {job.state} already"
+    return None if job.cancelled_at is None else "is being cancelled already"
 
 
 @command.command()

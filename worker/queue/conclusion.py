@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dramatiq.middleware import SkipMessage
 
+from worker.errors import Cancelled
 from worker.queue.delivery import Delivery, describe
 from worker.queue.enqueue import encode_options
-from worker.queue.settlement import Outcome, Settlement, storable
+from worker.queue.settlement import CANCELLED, Outcome, Settlement, storable
 
 
 def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
     """What becomes of *delivery* after the middleware has seen how its run ended, with *exception* or without."""
     proof = delivery.claim.id, delivery.claim.token
+    if isinstance(exception, Cancelled):
+        return Settlement(*proof, Outcome.DEAD, error=CANCELLED, following=tuple(delivery.following))
     if delivery.costs_no_attempt(exception):
         # Soon, but not at once: whatever cut it short may need a moment, and each time a longer one.
         delay = 0.0 if delivery.stopped else 0.1 * 4**delivery.cuts

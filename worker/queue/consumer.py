@@ -167,3 +167,6 @@ class ConsumerFeed(Feed):
 
     def lost(self, claims: list[Claim]) -> None:
         """Dramatiq's Worker cannot be told; what it settles with a lost token changes nothing."""
+
+    def cancel(self, claims: list[Claim]) -> None:
+        """Dramatiq's Worker cannot be told; a run that does not succeed is not repeated, as the settlement knows."""

@@ -23,7 +23,7 @@ from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.sends import Sends, Sent
-from worker.queue.settlement import Outcome, Settlement
+from worker.queue.settlement import CANCELLED, Outcome, Settlement
 from worker.queue.submissions import Submissions
 
 logger = log.get_logger(__name__)
@@ -36,6 +36,8 @@ _POLL = 2.0
 _POLL_WITH_OTHERS = 1.0
 # ... and closer still while the countdown of one of them is running.
 _POLL_IN_RESCUE = 0.25
+# A job that is cancelled may be on its way to its body, where no interrupt reaches it yet.
+_POLL_IN_CANCEL = 0.25
 _RECONNECT = 0.2
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
@@ -352,7 +354,19 @@ class Dispatcher:
             self._renew_at = now + _POLL_IN_RESCUE
         else:
             self._renew_at = now + min(_POLL_WITH_OTHERS if look.others_run else _POLL, self.lease.duration / 3)
+        if look.cancelled:
+            self._renew_at = min(self._renew_at, now + _POLL_IN_CANCEL)
+            self._cancel(look.cancelled)
         return look.has_available or rescued
+
+    def _cancel(self, cancelled: dict[str, int]) -> None:
+        """End what somebody has cancelled; and what no run of ours is behind, which nobody else would."""
+        proofs = {(UUID(job_id), token) for job_id, token in cancelled.items()}
+        running = [claim for claim in list(self._outstanding.values()) if claim.proof in proofs]
+        for job_id, token in proofs - {claim.proof for claim in running} - self._outcomes.proofs:
+            self._outcomes.add(Settlement(job_id, token, Outcome.DEAD, error=CANCELLED))
+        if running:
+            self._feed.cancel(running)
 
     def _reconcile(self, conn: psycopg.Connection[Any]) -> None:
         """Compare the books: a reply to a claim can be lost with its connection, and a lease with time."""
@@ -387,8 +401,8 @@ class Dispatcher:
         return heard
 
     def _told(self, channel: str) -> None:
-        if channel == self.schema.channels["later"]:
-            # When the next job is due, the heartbeat knows.
+        if channel in (self.schema.channels["later"], self.schema.channels["cancel"]):
+            # When the next job is due and which ones are cancelled, the heartbeat knows.
             self._renew_at = 0.0
         elif channel == self.schema.channels["ask"]:
             if self.answer is not None:

@@ -49,6 +49,10 @@ class Feed(ABC):
     def lost(self, claims: list[Claim]) -> None:
         """These belong to others by now."""
 
+    @abstractmethod
+    def cancel(self, claims: list[Claim]) -> None:
+        """Somebody has cancelled these: end them. Called again and again until they are settled."""
+
     def overdue(self) -> list[Claim]:
         """Hand out, once, what was claimed ahead and has waited too long: others may have a slot for it."""
         return []

@@ -10,9 +10,12 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 
 from worker.errors import ArgumentError
+from worker.queue.cancel_statements import CANCEL_JOBS
+from worker.queue.history import History, has_no_partition
 from worker.queue.schema import Schema
 
 LIVE = ("scheduled", "available", "running")
@@ -23,7 +26,7 @@ STATES = (*LIVE, "done", "dead")
 FIND_JOBS: LiteralString = """
     (
         SELECT id, state, queue, actor, attempt, crashes, priority, due_at, enqueued_at, claimed_at AS started_at,
-            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error
+            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error, cancelled_at
         FROM {schema}.job
         WHERE state = ANY(%(states)s)
           AND id BETWEEN %(first_id)s AND %(last_id)s
@@ -35,7 +38,7 @@ FIND_JOBS: LiteralString = """
     )
     UNION ALL (
         SELECT id, outcome, queue, actor, attempt, 0, priority, due_at, enqueued_at, started_at, finished_at, worker,
-            args, error
+            args, error, NULL::timestamptz
         FROM {schema}.job_history
         WHERE 'done' = ANY(%(states)s)
           AND outcome = 'done'
@@ -48,7 +51,7 @@ FIND_JOBS: LiteralString = """
     )
     UNION ALL (
         SELECT id, 'dead', queue, actor, attempt, crashes, priority, due_at, enqueued_at, started_at, died_at, worker,
-            args, error
+            args, error, NULL::timestamptz
         FROM {schema}.job_dead
         WHERE 'dead' = ANY(%(states)s)
           AND id BETWEEN %(first_id)s AND %(last_id)s
@@ -151,6 +154,8 @@ class FoundJob:
     worker: UUID | None
     args: dict[str, Any] | None
     error: str | None
+    cancelled_at: datetime | None
+    """When somebody cancelled a job that still runs."""
 
 
 class Jobs:
@@ -183,6 +188,40 @@ class Jobs:
             if not batch:
                 break
         return redriven
+
+    def cancel(self, which: JobFilter) -> list[UUID]:
+        """
+        Cancel jobs: those that wait are dead at once, those that run are interrupted by their workers within a second.
+
+        Oldest first, at most `which.limit`; what is over already, or being cancelled, is passed over. A run that ends
+        well just before its interrupt is done. Each thousand is a transaction of its own, unless the connection is in
+        one; then workers hear of it when that commits.
+
+        Returns:
+            The ids of those that were cancelled now.
+        """
+        cancelled: list[UUID] = []
+        while len(cancelled) < which.limit:
+            batch = self._cancel_some_today(which, min(_BATCH, which.limit - len(cancelled)))
+            cancelled += batch
+            if not batch:
+                break
+        return cancelled
+
+    def _cancel_some_today(self, which: JobFilter, limit: int) -> list[UUID]:
+        try:
+            return self._cancel_some(which, limit)
+        except psycopg.errors.CheckViolation as exc:
+            # No worker has kept house for a week; within somebody's transaction, so can nobody.
+            if not has_no_partition(exc) or self._conn.info.transaction_status != TransactionStatus.IDLE:
+                raise
+            History(self._schema).maintain(self._conn)
+            return self._cancel_some(which, limit)
+
+    def _cancel_some(self, which: JobFilter, limit: int) -> list[UUID]:
+        parameters = {**which._parameters, "limit": limit, "cancel": self._schema.channels["cancel"]}
+        with self._conn.transaction(), self._conn.cursor() as cur:
+            return [row[0] for row in cur.execute(self._schema.render(CANCEL_JOBS).encode(), parameters)]
 
     def _redrive_some(self, which: JobFilter, limit: int) -> list[UUID]:
         with self._conn.transaction(), self._conn.cursor() as cur:

@@ -43,6 +43,8 @@ class Look(NamedTuple):
     has_available: bool
     needs_rescue: bool
     others_run: bool
+    cancelled: dict[str, int] | None = None
+    """The tokens, by id, of this worker's jobs that somebody has cancelled."""
 
 
 class Beat(NamedTuple):

@@ -64,7 +64,14 @@ RENEW_LEASE: LiteralString = """
             FROM {schema}.job AS job
             WHERE job.state = 'running'
               AND job.claimed_by <> %(worker)s
-        ) AS others_run"""
+        ) AS others_run,
+        (
+            SELECT jsonb_object_agg(job.id, job.token)
+            FROM {schema}.job AS job
+            WHERE job.state = 'running'
+              AND job.claimed_by = %(worker)s
+              AND job.cancelled_at IS NOT NULL
+        ) AS cancelled"""
 
 # job_running. What this worker owns by the database's books, to compare with what it has in memory.
 LIST_CLAIMED: LiteralString = """
@@ -121,7 +128,8 @@ TERMINATE_SESSIONS: LiteralString = """
 
 # job_running. Rows that a session still locks are left for the next look. A job that ran is suspected of having taken
 # its worker along, and one that took several is quarantined instead of taking the next one as well. One that was only
-# claimed ahead has nothing to do with it; in case it had just begun, it is not claimed ahead again.
+# claimed ahead has nothing to do with it; in case it had just begun, it is not claimed ahead again. One that somebody
+# cancelled while it ran is dead.
 RESCUE_JOBS: LiteralString = """
     WITH lost AS (
         SELECT id
@@ -131,13 +139,12 @@ RESCUE_JOBS: LiteralString = """
         ORDER BY id
         FOR UPDATE SKIP LOCKED
     ),
-    quarantined AS (
+    ended AS (
         DELETE FROM {schema}.job AS job
         USING lost
         WHERE job.id = lost.id
-          AND NOT job.ahead
-          AND job.crashes + 1 >= %(max_crashes)s
-        RETURNING job.*
+          AND (job.cancelled_at IS NOT NULL OR NOT job.ahead AND job.crashes + 1 >= %(max_crashes)s)
+        RETURNING job.*, CASE WHEN job.cancelled_at IS NULL THEN %(reason)s ELSE 'cancelled' END AS reason
     ),
     recorded AS (
         INSERT INTO {schema}.job_history (
@@ -145,17 +152,17 @@ RESCUE_JOBS: LiteralString = """
             error
         )
         SELECT id, queue, actor, 'dead', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(),
-            claimed_by, args, %(reason)s
-        FROM quarantined
+            claimed_by, args, reason
+        FROM ended
     ),
     buried AS (
         INSERT INTO {schema}.job_dead AS dead (
             id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, started_at, died_at, worker, args,
             options, message, error
         )
-        SELECT id, queue, actor, priority, attempt, crashes + 1, due_at, enqueued_at, claimed_at, clock_timestamp(),
-            claimed_by, args, options, message, %(reason)s
-        FROM quarantined
+        SELECT id, queue, actor, priority, attempt, crashes + CASE WHEN ahead THEN 0 ELSE 1 END, due_at, enqueued_at,
+            claimed_at, clock_timestamp(), claimed_by, args, options, message, reason
+        FROM ended
         ON CONFLICT ON CONSTRAINT job_dead_pkey DO UPDATE
         SET attempt = excluded.attempt, crashes = excluded.crashes, died_at = excluded.died_at,
             worker = excluded.worker, error = excluded.error
@@ -168,10 +175,11 @@ RESCUE_JOBS: LiteralString = """
             suspect_since = CASE WHEN job.ahead THEN job.suspect_since ELSE clock_timestamp() END
         FROM lost
         WHERE job.id = lost.id
+          AND job.cancelled_at IS NULL
           AND (job.ahead OR job.crashes + 1 < %(max_crashes)s)
         RETURNING job.id
     )
-    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM quarantined)"""
+    SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM ended WHERE cancelled_at IS NULL)"""
 
 # Only when nothing of it is left: its row is what makes the next look come back.
 FORGET_WORKER: LiteralString = """

@@ -89,9 +89,10 @@ class Schema:
         """
         Where workers are told something, never with a payload.
 
-        By a send, to `wake` now, or that something is due `later`; by a person, to `ask` what they are doing.
+        By a send, to `wake` now, or that something is due `later`; by a person, to `ask` what they are doing, or that
+        there are jobs to `cancel`.
         """
-        return {name: f"{self.name}_{name}" for name in ("wake", "later", "ask")}
+        return {name: f"{self.name}_{name}" for name in ("wake", "later", "ask", "cancel")}
 
     def render(self, statement: LiteralString) -> str:
         """*statement* with `{schema}` filled in, made once."""

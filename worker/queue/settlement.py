@@ -15,6 +15,8 @@ from worker.queue.statements import FINISH_JOBS, SETTLE_JOBS
 
 # The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
 _ERROR_LENGTH = 4000
+# Why a job is dead that somebody has cancelled.
+CANCELLED = "cancelled"
 
 
 class Outcome(StrEnum):

@@ -30,7 +30,8 @@ INSERT_JOBS: LiteralString = """
         SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,
             due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
             message = excluded.message, enqueued_at = excluded.enqueued_at, token = job.token + 1, attempt = 0,
-            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL, ahead = false, suspect_since = NULL
+            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL, ahead = false, suspect_since = NULL,
+            cancelled_at = NULL
         RETURNING state
     )
     SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
@@ -126,7 +127,8 @@ PROMOTE_DUE: LiteralString = """
 # Settle
 
 # job_pkey. A batch of outcomes in one statement, each fenced by its token; the jobs that follow from an outcome are
-# inserted only beside a parent whose fence held, so repeating a batch whose confirmation was lost changes nothing.
+# inserted only beside a parent whose fence held, so repeating a batch whose confirmation was lost changes nothing. What
+# somebody cancelled does not come back, whatever its run made of that.
 SETTLE_JOBS: LiteralString = """
     WITH settled AS (
         SELECT s.*, clock_timestamp() + greatest(s.delay, 0) * interval '1 second' AS due_at
@@ -140,12 +142,16 @@ SETTLE_JOBS: LiteralString = """
         USING settled
         WHERE job.id = settled.id
           AND job.token = settled.token
-          AND settled.outcome IN ('done', 'dead')
+          AND (settled.outcome IN ('done', 'dead') OR job.cancelled_at IS NOT NULL)
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.crashes, job.due_at, job.enqueued_at,
             job.claimed_at, job.claimed_by, job.args,
             coalesce(settled.options::jsonb, job.options) AS options,
             coalesce(settled.message, job.message) AS message,
-            coalesce(settled.error, job.error) AS error, settled.outcome
+            CASE
+                WHEN settled.outcome IN ('done', 'dead') THEN coalesce(settled.error, job.error)
+                ELSE concat_ws(E'\\n', settled.error, 'cancelled')
+            END AS error,
+            CASE settled.outcome WHEN 'done' THEN 'done' ELSE 'dead' END AS outcome
     ),
     recorded AS (
         INSERT INTO {schema}.job_history (
@@ -187,6 +193,7 @@ SETTLE_JOBS: LiteralString = """
         WHERE job.id = settled.id
           AND job.token = settled.token
           AND settled.outcome IN ('retry', 'released')
+          AND job.cancelled_at IS NULL
         RETURNING job.id
     ),
     owned AS (

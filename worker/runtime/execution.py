@@ -15,6 +15,7 @@ from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage, TimeLim
 from dramatiq.threading import raise_thread_exception
 
 from worker import clock, log
+from worker.errors import Cancelled
 from worker.pool import shield
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
@@ -126,6 +127,9 @@ class Execution:
 
     def _conclude_failure(self, delivery: Delivery, error: BaseException) -> None:
         delivery.stuff_exception(error)
+        if isinstance(error, Cancelled):
+            # Retries would announce another run, which will not come.
+            delivery.options["max_retries"] = 0
         try:
             # Retries formats the exception that is being handled.
             raise error

@@ -10,11 +10,12 @@ from uuid import UUID
 from dramatiq import Actor
 
 from worker import clock, log
-from worker.errors import LeaseLost
+from worker.errors import Cancelled, LeaseLost
 from worker.queue.actor import Job
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
 from worker.queue.feed import Feed, Room
+from worker.queue.settlement import CANCELLED, Outcome, Settlement
 from worker.runtime.job_loop import JobLoop, body_of
 from worker.runtime.job_threads import JobThreads
 from worker.runtime.lookahead import Lookahead
@@ -110,6 +111,17 @@ class SlotFeed(Feed):
             self._forget(claim)
         if self._watchdog is not None:
             self._watchdog.interrupt(LeaseLost, lambda delivery: delivery.claim.proof in gone)
+
+    def cancel(self, claims: list[Claim]) -> None:
+        gone = {claim.proof for claim in claims}
+        with self._lock:
+            waiting = [claim for _, claim in self._line if claim.proof in gone]
+            self._line = deque(entry for entry in self._line if entry[1].proof not in gone)
+        for claim in waiting:
+            if self._broker.dispatcher is not None:
+                self._broker.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.DEAD, error=CANCELLED))
+        if self._watchdog is not None:
+            self._watchdog.interrupt_soon(Cancelled, lambda delivery: delivery.claim.proof in gone)
 
     def overdue(self) -> list[Claim]:
         late = clock.monotonic() - _PATIENCE

@@ -170,6 +170,14 @@ class Watchdog:
             guards = [guard for guard in self._guards if chosen(guard.delivery)]
         return sum(self._fire(guard, reason) for guard in guards)
 
+    def interrupt_soon(self, reason: type[Interrupt], chosen: Callable[[Delivery], bool]) -> None:
+        """The same on the watchdog's own thread, for callers that must not wait for the network."""
+        with self._changed:
+            for guard in self._guards:
+                if guard.reason is None and chosen(guard.delivery):
+                    heapq.heappush(self._deadlines, (clock.monotonic(), next(self._order), guard, reason))
+            self._changed.notify()
+
     def _fire(self, guard: Guard, reason: type[Interrupt]) -> bool:
         if not guard.fire(reason, self._pool):
             return False
@@ -191,9 +199,10 @@ class Watchdog:
                 if not guard.cancel_again(self._pool):
                     self._fired.discard(guard)
             for guard, reason in due:
-                if self._fire(guard, reason) and reason is TimeLimitExceeded:
+                if self._fire(guard, reason):
+                    event = "job.timed_out" if reason is TimeLimitExceeded else "job.cancelled"
                     claim = guard.delivery.claim
-                    logger.warning("job.timed_out", job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
+                    logger.warning(event, job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
 
     def _forget_released(self) -> None:
         """Drop the entries of ended jobs when they are the most of it: a deadline may be far beyond its job's end."""
