@@ -50,9 +50,10 @@ def running_worker(
     slots: int | None = None,
     grace: float = 5.0,
     lease: float = 10.0,
+    stuck: float = 60.0,
 ) -> Iterator[RunningWorker]:
     """A worker that serves every queue of *broker* until the end of the block, and drains then."""
-    config = Config(database_url=database, pool_size=pool_size, slots=slots, grace=grace, lease=lease)
+    config = Config(database_url=database, pool_size=pool_size, slots=slots, grace=grace, lease=lease, stuck=stuck)
     held = Lease(Schema(config.schema), duration=lease, slots=config.job_slots, pool_size=pool_size)
     stop = Stop()
     with ExitStack() as stack:
@@ -62,7 +63,7 @@ def running_worker(
         dispatcher = stack.enter_context(dispatching(broker, pool, held, feed))
         answers = Answers(pool, broker.schema, held.worker_id)
         dispatcher.answer = answers.write
-        watchdog = stack.enter_context(Watchdog(pool))
+        watchdog = stack.enter_context(Watchdog(pool, stuck=stuck))
         threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
         supervision = InThread(lambda: supervise(stop, dispatcher, feed, watchdog, threads, loop, answers, config))
         try:

@@ -78,6 +78,7 @@ class Config:
         slots: How many jobs run at once; as many as there are connections for jobs when None.
         grace: Seconds that running jobs get to finish when the worker is asked to stop.
         lease: Seconds without a heartbeat until other workers may rescue this worker's jobs.
+        stuck: Seconds after its interrupt when a job that still runs makes the worker end itself with exit code 70.
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
         until_empty: Stop when no job is left to run.
@@ -93,6 +94,7 @@ class Config:
     slots: int | None = None
     grace: float = 25.0
     lease: float = 10.0
+    stuck: float = 60.0
     hygiene: str = "off"
     async_mode: str = "view"
     until_empty: bool = False
@@ -178,6 +180,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "slots": _whole(1, 100_000),
     "grace": _seconds,
     "lease": _seconds,
+    "stuck": _seconds,
     "hygiene": _one_of("off", "detect", "discard"),
     "async_mode": _one_of("view", "thread"),
     "log_format": _one_of("auto", "console", "json"),

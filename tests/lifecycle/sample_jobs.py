@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import time
+from contextlib import suppress
 
 from psycopg import AsyncConnection, Connection
 
@@ -50,6 +53,55 @@ def think(word: str, seconds: float) -> None:
 def hang(seconds: float) -> None:
     """Busy where no interrupt reaches it."""
     time.sleep(seconds)
+
+
+@job(timeout=0.3, max_retries=0)
+def deaf() -> None:
+    """Busy in C, which hears of nothing."""
+    time.sleep(600)
+
+
+@job(timeout=0.3, max_retries=0)
+def deaf_in_python() -> None:
+    """Goes on whatever it hears."""
+    while True:
+        with suppress(BaseException):
+            while True:
+                time.sleep(0.01)
+
+
+@job(timeout=0.3, max_retries=0)
+def deaf_in_query(conn: Connection) -> None:
+    """Asks again each time its query is cancelled."""
+    while True:
+        with suppress(BaseException), conn.transaction():
+            conn.execute("SELECT pg_sleep(600)")
+
+
+@job(timeout=0.3, max_retries=0)
+async def deaf_async() -> None:
+    """Swallows its cancellation."""
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+
+
+@job(timeout=0.3, max_retries=0)
+async def deaf_in_thread() -> None:
+    """Leaves a thread behind that the interpreter waits for at its end."""
+    await asyncio.to_thread(time.sleep, 600)
+
+
+@job(timeout=0.3, max_retries=0)
+async def deaf_on_the_loop() -> None:
+    """Keeps the loop from everybody."""
+    time.sleep(600)  # noqa: ASYNC251
+
+
+@job(timeout=0.3, max_retries=0)
+def deaf_with_the_interpreter() -> None:
+    """Keeps the interpreter from everybody: a runaway expression never lets go of it."""
+    re.match(r"(a+)+$", "a" * 64 + "b")
 
 
 @job

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,6 +15,8 @@ from worker.cli.settings import configured, database_url, names, schema_name, se
 
 if TYPE_CHECKING:
     from worker.config import Config
+
+_LAST_MOMENT = 5.0
 
 
 @click.command("run")
@@ -37,7 +41,19 @@ def command(ctx: click.Context, /, jobs: tuple[str, ...], embedded: bool, until_
         raise click.UsageError("--embedded brings its own database: leave out --database-url")
     config = configured(jobs=jobs or None, until_empty=until_empty or None, **overrides)
     with _embedded(config) if embedded else nullcontext(config) as config:
-        ctx.exit(_run(config))
+        code = _run(config)
+    _leave(code)
+    ctx.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End the process, soon, although a job has left a thread that the interpreter would wait for at its end."""
+    left = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    if left:
+        click.echo(f"worker: threads that jobs have left: {', '.join(thread.name for thread in left)}", err=True)
+        end = threading.Timer(_LAST_MOMENT, os._exit, [code])
+        end.daemon = True
+        end.start()
 
 
 @contextmanager

@@ -155,7 +155,7 @@ class Delivery(MessageProxy):
         cuts: int = self.sent_options.get("cuts", 0)
         return cuts
 
-    def fail_after_hooks(self, exc: Exception, encode: Callable[[Delivery, int], NewJob]) -> None:
+    def fail_after_hooks(self, exc: BaseException, encode: Callable[[Delivery, int], NewJob]) -> None:
         """
         Count a failure that came only when the transaction was to commit: retry, or dead when out of attempts.
 

@@ -23,6 +23,7 @@ from worker.queue.delivery import Delivery, describe
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.runtime.hooks import Hooks
+from worker.runtime.stack import stack_of_thread
 from worker.runtime.watchdog import Guard, Watchdog, clear_interrupt
 
 logger = log.get_logger(__name__)
@@ -108,7 +109,11 @@ class Execution:
         """
         actor = _actor(delivery)
         thread = threading.get_ident()
-        guard = Guard(delivery, lambda reason: raise_thread_exception(thread, _telling(guard, reason)))
+        guard = Guard(
+            delivery,
+            lambda reason: raise_thread_exception(thread, _telling(guard, reason)),
+            lambda: stack_of_thread(thread),
+        )
         ending: Ending | None = None
         unshielded = shield.set(guard.shielded)
         try:

@@ -20,6 +20,7 @@ from worker.queue.actor import Job
 from worker.queue.claim import Claim
 from worker.queue.delivery import Delivery
 from worker.runtime.execution import Ending, Execution, as_interrupted, fields, time_limit
+from worker.runtime.stack import stack_of_task
 from worker.runtime.watchdog import Guard
 
 logger = log.get_logger(__name__)
@@ -83,6 +84,9 @@ class JobLoop:
         try:
             self._loop.run_forever()
         finally:
+            # Jobs that ignored their cancellation end with the process; asyncio would complain of each.
+            for task in asyncio.all_tasks(self._loop):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # as `gather` does
             self._loop.close()
 
     def _begin(self, claim: Claim) -> None:
@@ -132,7 +136,7 @@ class JobLoop:
             guard.met = True  # psycopg cancels the statement of a cancelled task by itself
             loop.call_soon_threadsafe(task.cancel)
 
-        guard = Guard(delivery, interrupt)
+        guard = Guard(delivery, interrupt, lambda: stack_of_task(task, self._thread.ident))
         self._execution.watchdog.watch(guard, limit, TimeLimitExceeded)
         try:
             ending = Ending(result=await task)

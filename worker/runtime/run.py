@@ -31,6 +31,7 @@ from worker.runtime.job_threads import JobThreads
 from worker.runtime.modules import load
 from worker.runtime.signals import Stop, stop_on_signals
 from worker.runtime.slot_feed import SlotFeed
+from worker.runtime.stuck import abandon
 from worker.runtime.watchdog import Watchdog
 from worker.schedule import Scheduler, registered
 
@@ -73,7 +74,7 @@ def run(config: Config) -> int:
         dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed))
         answers = Answers(pool, broker.schema, lease.worker_id)
         dispatcher.answer = answers.write
-        watchdog = stack.enter_context(Watchdog(pool))
+        watchdog = stack.enter_context(Watchdog(pool, stuck=config.stuck))
         threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
         scheduler = None if config.until_empty else stack.enter_context(ticking(dispatcher, broker, config))
         logger.info("worker.running", worker=str(lease.worker_id), slots=config.job_slots, queues=feed.queues)
@@ -157,6 +158,9 @@ def consuming(
         finally:
             hooks.before("worker_shutdown", feed)
             drain(feed, dispatcher, threads, watchdog, stop, config.grace)
+            for guard in watchdog.stuck:
+                if (settlement := abandon(broker, guard)) is not None:
+                    dispatcher.settle(settlement)
     hooks.after("worker_shutdown", feed)
 
 
@@ -177,9 +181,9 @@ def drain(
     logger.info("worker.draining", running=feed.num_running, grace=grace)
     deadline = started + grace
     while not stop.hurry.is_set() and (left := deadline - clock.monotonic()) > 0:
-        if feed.idle.wait(min(left, 0.1)):
+        if feed.idle.wait(min(left, 0.1)) or feed.num_running <= len(watchdog.stuck):
             break
-    if not feed.idle.is_set():
+    if feed.num_running > len(watchdog.stuck):
         logger.warning("worker.cutting", running=feed.num_running)
         watchdog.cut(Shutdown)
         feed.idle.wait(_CUT)
@@ -229,6 +233,9 @@ def supervise(
         if dispatcher.lease.remaining < config.lease * _LEASE_MARGIN and not feed.idle.is_set():
             logger.error("worker.lease_ending", remaining=round(dispatcher.lease.remaining, 3))
             watchdog.interrupt_all(LeaseLost)
+        if stuck := watchdog.stuck:
+            logger.critical("worker.stuck", jobs=[str(guard.delivery.claim.id) for guard in stuck])
+            return EXIT_INTERNAL
         if config.until_empty and feed.idle.is_set() and _is_empty(dispatcher, feed):
             logger.info("worker.empty")
             return EXIT_OK

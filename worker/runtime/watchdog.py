@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import heapq
 import itertools
 import threading
@@ -19,6 +20,10 @@ logger = log.get_logger(__name__)
 
 _CANCEL_TIMEOUT = 3.0
 _CANCEL_INTERVAL = 0.1
+# After its interrupt: a body that still runs is reported.
+_REPORT = 3.0
+# However short the limit of a body, the interpreter itself may stand still for so long.
+_LEAST = 2.0
 
 
 class Guard:
@@ -30,9 +35,15 @@ class Guard:
     between the taking of a `threading.Condition` and the block that gives it back, but not with a plain lock.
     """
 
-    def __init__(self, delivery: Delivery, interrupt: Callable[[type[Interrupt]], None]) -> None:
+    def __init__(
+        self, delivery: Delivery, interrupt: Callable[[type[Interrupt]], None], where: Callable[[], str] = str
+    ) -> None:
         self.delivery = delivery
+        self.where = where
+        """Tells the body's stack."""
         self.reason: type[Interrupt] | None = None
+        self.fired_at = float("inf")
+        self.reported = False
         self.met = False
         """Whether the body has heard of the interrupt: what it does from here on is its own way of ending."""
         self._interrupt = interrupt
@@ -49,6 +60,7 @@ class Guard:
             if self._over or self.reason is not None:
                 return False
             self.reason = reason
+            self.fired_at = clock.monotonic()
             complete = self._complete = threading.Event()
             if self._shields:
                 self._put_off = True
@@ -108,15 +120,22 @@ class Guard:
 
 
 class Watchdog:
-    """One thread that fires guards at their deadlines; a context manager."""
+    """
+    One thread that fires guards at their deadlines; a context manager.
 
-    def __init__(self, pool: Pool) -> None:
+    Args:
+        stuck: Seconds after its interrupt when a body that still runs makes `stuck` true.
+    """
+
+    def __init__(self, pool: Pool, *, stuck: float = 60.0) -> None:
         self._pool = pool
+        self._limit = stuck
         self._changed = threading.Condition()
         self._deadlines: list[tuple[float, int, Guard, type[Interrupt]]] = []
         self._order = itertools.count()
         self._guards: set[Guard] = set()
         self._fired: set[Guard] = set()
+        self._late: set[Guard] = set()  # all that were fired and whose body still runs
         self._cutting: type[Interrupt] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -153,6 +172,13 @@ class Watchdog:
         with self._changed:
             self._guards.discard(guard)
             self._fired.discard(guard)
+            self._late.discard(guard)
+
+    @property
+    def stuck(self) -> list[Guard]:
+        """Those whose body has not heeded its interrupt for too long."""
+        with self._changed:
+            return [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
 
     def cut(self, reason: type[Interrupt]) -> int:
         """Fire every guard now, and those that come later at once: a job may be on its way to its body."""
@@ -184,25 +210,51 @@ class Watchdog:
         with self._changed:
             if guard in self._guards:
                 self._fired.add(guard)
+                self._late.add(guard)
                 self._changed.notify()
         return True
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._stopped:
-                    return
-                self._changed.wait(self._seconds_to_next())
-                due = self._take_due()
-                fired = list(self._fired)
-            for guard in fired:
-                if not guard.cancel_again(self._pool):
-                    self._fired.discard(guard)
-            for guard, reason in due:
-                if self._fire(guard, reason):
-                    event = "job.timed_out" if reason is TimeLimitExceeded else "job.cancelled"
-                    claim = guard.delivery.claim
-                    logger.warning(event, job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
+        try:
+            # C code that does not let go of the interpreter stops this thread as well, but not the timer.
+            while not self._stopped:
+                faulthandler.dump_traceback_later(max(self._limit, _LEAST), exit=True, file=2)
+                self._run_once()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _run_once(self) -> None:
+        with self._changed:
+            if self._stopped:
+                return
+            self._changed.wait(self._seconds_to_next())
+            due = self._take_due()
+            fired, late = list(self._fired), self._take_late()
+        for guard in late:
+            self._report(guard)
+        for guard in fired:
+            if not guard.cancel_again(self._pool):
+                self._fired.discard(guard)
+        for guard, reason in due:
+            if self._fire(guard, reason):
+                event = "job.timed_out" if reason is TimeLimitExceeded else "job.cancelled"
+                claim = guard.delivery.claim
+                logger.warning(event, job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
+
+    def _report(self, guard: Guard) -> None:
+        claim = guard.delivery.claim
+        since = round(clock.monotonic() - guard.fired_at, 1)
+        logger.error(
+            "job.stuck", job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt,
+            reason=guard.reason and guard.reason.__name__, since=since, stack=guard.where(),
+        )  # fmt: skip
+
+    def _take_late(self) -> list[Guard]:
+        now = clock.monotonic()
+        late = [guard for guard in self._late if not guard.reported and now >= guard.fired_at + _REPORT]
+        for guard in late:
+            guard.reported = True
+        return late
 
     def _forget_released(self) -> None:
         """Drop the entries of ended jobs when they are the most of it: a deadline may be far beyond its job's end."""
@@ -210,11 +262,12 @@ class Watchdog:
             self._deadlines = [entry for entry in self._deadlines if entry[2] in self._guards]
             heapq.heapify(self._deadlines)
 
-    def _seconds_to_next(self) -> float | None:
-        until_due = max(0.0, self._deadlines[0][0] - clock.monotonic()) if self._deadlines else None
-        if not self._fired:
-            return until_due
-        return _CANCEL_INTERVAL if until_due is None else min(until_due, _CANCEL_INTERVAL)
+    def _seconds_to_next(self) -> float:
+        now = clock.monotonic()
+        reports = [guard.fired_at + _REPORT - now for guard in self._late if not guard.reported]
+        until_due = [self._deadlines[0][0] - now] if self._deadlines else []
+        again = [_CANCEL_INTERVAL] if self._fired else []
+        return max(0.0, min([max(self._limit, _LEAST) / 4, *reports, *until_due, *again]))
 
     def _take_due(self) -> list[tuple[Guard, type[Interrupt]]]:
         due = []
