@@ -57,10 +57,10 @@ def test_a_job_with_a_connection_takes_three_trips_and_one_commit(
     dispatcher, jobs = traffic_of(broker, database, db, write.message)
 
     # BEGIN; the job's own; its outcome with COMMIT. Beside them the making of the connections.
-    assert 3 * JOBS <= jobs.trips < 3 * JOBS + 30
-    assert JOBS <= jobs.commits < JOBS + 30
+    assert 3 * JOBS <= jobs.trips < 3.3 * JOBS
+    assert JOBS <= jobs.commits < 1.3 * JOBS
     # At most one claim for each, on a machine so slow that every job waits for its own.
-    assert dispatcher.trips < JOBS + 150
+    assert dispatcher.trips < 1.5 * JOBS + 150
 
 
 def test_a_job_calls_only_hooks_that_somebody_wrote(broker: PostgresBroker) -> None:
