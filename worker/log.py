@@ -12,6 +12,8 @@ import structlog
 from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
+from worker.secrecy import hide_passwords
+
 __all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger"]
 
 # Louder than their use: the pool logs each checkout, APScheduler each tick, Dramatiq each retry that we log ourselves.
@@ -72,12 +74,13 @@ def configure(
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    rendering: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if console
-        # Tracebacks as text: structured ones carry every local variable, and with them the jobs' arguments.
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=False, default=str)]
+        else structlog.processors.JSONRenderer(sort_keys=False, default=str)
     )
+    # Tracebacks as text: structured and pretty ones carry every local variable, and with them the jobs' arguments.
+    rendering: list[Processor] = [structlog.processors.format_exc_info, hide_passwords, renderer]
     handler = _Handler(stream, around)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from worker.config import NO_DATABASE, Config
+from worker.config import NO_DATABASE
 from worker.errors import ConfigError
 from worker.pool.options import PoolOptions
 from worker.pool.pool import Pool
+from worker.settings import Settings
 
 _lock = threading.Lock()
 _pool: Pool | None = None
@@ -84,7 +85,7 @@ def bind_pool(pool: Pool) -> Iterator[Pool]:
 
 
 def _options() -> PoolOptions:
-    config = Config.from_env(os.environ)
+    config = Settings.read(os.environ).config
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
     return PoolOptions.from_config(config)
