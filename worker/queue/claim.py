@@ -22,6 +22,8 @@ class Claim(NamedTuple):
     args: str | None
     options: str | None
     message: bytes | None
+    waited: float = 0.0
+    """Seconds from when it was due to this claim, database clock."""
 
     @property
     def proof(self) -> tuple[UUID, int]:

@@ -65,9 +65,10 @@ CLAIM_JOBS: LiteralString = """
         FROM due
         WHERE job.id = due.id
         RETURNING job.id, job.token, job.queue, job.actor, job.attempt, job.rank, job.enqueued_at,
-            job.args::text AS args, job.options::text AS options, job.message
+            job.args::text AS args, job.options::text AS options, job.message,
+            extract(epoch FROM job.claimed_at - job.due_at)::float8 AS waited
     )
-    SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message
+    SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message, waited
     FROM claimed
     ORDER BY rank, id"""
 

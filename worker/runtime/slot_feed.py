@@ -36,7 +36,7 @@ class SlotFeed:
         self._checkouts = checkouts
         self._queues = queues
         self._lock = threading.Lock()
-        self._running: dict[tuple[UUID, int], bool] = {}  # whether it takes a connection
+        self._running: dict[tuple[UUID, int], tuple[Claim, bool]] = {}  # and whether it takes a connection
         self._threads: JobThreads | None = None
         self._loop: JobLoop | None = None
         self._watchdog: Watchdog | None = None
@@ -46,6 +46,8 @@ class SlotFeed:
     def connect(self, threads: JobThreads, loop: JobLoop, watchdog: Watchdog) -> None:
         """Open the slots: before this there is no room."""
         self._threads, self._loop, self._watchdog = threads, loop, watchdog
+        if self._broker.dispatcher is not None:
+            self._broker.dispatcher.wake()
 
     @property
     def queues(self) -> list[str]:
@@ -75,7 +77,7 @@ class SlotFeed:
         for claim in claims:
             actor = self._broker.actors.get(claim.actor)
             with self._lock:
-                self._running[claim.proof] = actor is not None and takes_connection(actor)
+                self._running[claim.proof] = claim, actor is not None and takes_connection(actor)
                 self.idle.clear()
             if actor is not None and body_of(actor) is not None:
                 self._loop.start(claim)
@@ -99,6 +101,15 @@ class SlotFeed:
         if self._broker.dispatcher is not None:
             self._broker.dispatcher.wake()
 
+    def running(self) -> list[Claim]:
+        """The jobs that are before or in a slot."""
+        with self._lock:
+            return [claim for claim, _ in self._running.values()]
+
+    @property
+    def num_slots(self) -> int:
+        return self._slots
+
     @property
     def num_running(self) -> int:
         return len(self._running)
@@ -108,7 +119,8 @@ class SlotFeed:
             return 0
         with self._lock:
             free = self._slots - len(self._running)
-            return min(free, self._checkouts - sum(self._running.values())) if with_connection else free
+            taken = sum(takes for _, takes in self._running.values())
+            return min(free, self._checkouts - taken) if with_connection else free
 
 
 def takes_connection(actor: Actor[..., object]) -> bool:

@@ -17,6 +17,7 @@ from psycopg import Connection
 from worker import clock
 from worker.log import get_logger
 from worker.queue.schema import Schema
+from worker.schedule.backlog import Entry
 from worker.schedule.declaration import Schedule
 from worker.schedule.journal import log_entries
 from worker.schedule.ledger import Declared, Enqueue, Ledger, Pass, Survey
@@ -54,12 +55,22 @@ class Scheduler:
     Args:
         submit: Runs a callable in a transaction, on a connection of its choice, and commits.
         enqueue: Sends a schedule's job on that connection and returns the job's id.
+        decided: Called with the ticks that are in the ledger by now; logs them by default.
     """
 
-    def __init__(self, schedules: Iterable[Schedule], *, submit: Submit, enqueue: Enqueue, schema: Schema) -> None:
+    def __init__(
+        self,
+        schedules: Iterable[Schedule],
+        *,
+        submit: Submit,
+        enqueue: Enqueue,
+        schema: Schema,
+        decided: Callable[[Schedule, tuple[Entry, ...]], None] = log_entries,
+    ) -> None:
         # By name: processes that declare at the same time lock the rows in the same order.
         self._schedules = sorted(schedules, key=lambda schedule: schedule.name)
         self._submit = submit
+        self._decided = decided
         self._ledger = Ledger(enqueue, schema=schema)
         self._lock = threading.Lock()
         self._timer: Timer | None = None
@@ -92,6 +103,11 @@ class Scheduler:
         else:
             log.warning("scheduler.stop_late", timeout=STOP_TIMEOUT)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs, or was never needed."""
+        return self._timer is None or self._timer.is_alive
+
     def _look(self, schedule: Schedule, tick: datetime | None = None) -> None:
         # *tick* is what the timer went off for; a look for another reason has none.
         def work(conn: Connection[Any]) -> Pass:
@@ -100,7 +116,7 @@ class Scheduler:
         self._hand_over(schedule.name, work, partial(self._after_look, schedule, tick))
 
     def _after_look(self, schedule: Schedule, tick: datetime | None, done: Pass) -> None:
-        log_entries(schedule, done.entries)
+        self._decided(schedule, done.entries)
         if done.refused != "stale":
             self._stale.discard(schedule.name)
         elif schedule.name not in self._stale:

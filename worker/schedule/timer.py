@@ -44,6 +44,11 @@ class Timer:
         """Start the thread."""
         self._scheduler.start()
 
+    @property
+    def is_alive(self) -> bool:
+        thread = self._scheduler._thread
+        return thread is not None and bool(thread.is_alive())
+
     def stop(self, timeout: float) -> bool:
         """End the thread; False when a call on it did not return within *timeout* seconds."""
         # APScheduler waits for its thread without a limit; a thread of our own makes one.
