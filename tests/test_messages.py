@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,12 @@ COMMANDS: list[tuple[str, str]] = [
      " Postgres on this machine\n"),
     ("migrate",
      "worker: no database: set WORKER_DATABASE_URL or pass --database-url (postgresql://user@host/name)\n"),
+    ("status --probe live",
+     "worker: no address to probe: set WORKER_HTTP as for the worker, or pass --http\n"),
+    ("status --probe live --http unix:FOLDER/nobody",
+     "no worker answers at unix:FOLDER/nobody: No such file or directory\n"),
+    ("status --probe live --http 127.0.0.1:1",
+     "no worker answers at 127.0.0.1:1: Connection refused\n"),
     ("run --embedded --database-url postgresql://h/d",
      "Usage: worker run [OPTIONS]\n"
      "Try 'worker run --help' for help.\n\n"
@@ -139,6 +148,35 @@ COMMANDS: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS)
 def test_a_command_that_cannot_work(folder: Path, arguments: str, message: str) -> None:
     assert said(folder, arguments) == message.replace("HERE", str(Path.cwd()))
+
+
+REFUSALS: list[tuple[str, str]] = [
+    ("run --jobs tests.lifecycle.sample_jobs --queues mial",
+     "worker: queue 'mial': no job of tests.lifecycle.sample_jobs is on it, did you mean 'mail'?"
+     " (declared: DECLARED)\n"),
+    ("run --jobs tests.lifecycle.sample_jobs --http unix:/nowhere/http",
+     "worker: http=unix:/nowhere/http: nothing can be served there: No such file or directory\n"),
+    ("run --jobs tests.lifecycle.sample_jobs --pool-size 9999",
+     "worker: pool size 9999: the server gives GIVEN sessions (max_connections less reserved ones); make the pool"
+     " smaller, or the server's limit larger\n"),
+    ("run --jobs tests.lifecycle.broken_jobs",
+     "worker: jobs module 'tests.lifecycle.broken_jobs' cannot be imported: ZeroDivisionError: as an example, in"
+     " HERE/tests/lifecycle/broken_jobs.py line 3\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSALS)
+def test_a_worker_that_cannot_start(database: str, arguments: str, message: str) -> None:
+    """In a process of its own, as it takes over logs and signals."""
+    env = {**os.environ, "WORKER_DATABASE_URL": database, "WORKER_LOG_LEVEL": "error"}
+    command = [sys.executable, "-m", "worker", *arguments.split()]
+
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    heard = [line for line in ended.stderr.splitlines(keepends=True) if line.startswith("worker: ")]
+    said = re.sub(r"declared: [^)]+", "declared: DECLARED", "".join(heard))
+    assert re.sub(r"gives \d+", "gives GIVEN", said) == message.replace("HERE", str(Path.cwd()))
+    assert ended.returncode == 2
 
 
 def future(db: psycopg.Connection) -> None:

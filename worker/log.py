@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TextIO
 
 import structlog
@@ -14,7 +15,7 @@ from structlog.typing import FilteringBoundLogger, Processor
 
 from worker.secrecy import hide_passwords
 
-__all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger"]
+__all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger", "uncaught_in_threads"]
 
 # Louder than their use: the pool logs each checkout, APScheduler each tick, Dramatiq each retry that we log ourselves.
 _QUIET = {
@@ -47,6 +48,22 @@ class _Handler(logging.StreamHandler[TextIO]):
     def handle(self, record: logging.LogRecord) -> bool:
         with self._around():
             return bool(super().handle(record))
+
+
+@contextmanager
+def uncaught_in_threads() -> Iterator[None]:
+    """While the block lasts, an exception that ends a thread is an event like others, and not a text on stderr."""
+    before = threading.excepthook
+
+    def log_uncaught(died: threading.ExceptHookArgs) -> None:
+        name = died.thread.name if died.thread else None
+        get_logger("worker.threads").critical("thread.died", thread=name, exc_info=died.exc_value)
+
+    threading.excepthook = log_uncaught
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def configure(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import threading
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -139,6 +141,24 @@ def test_an_internal_error_is_told_without_passwords(capsys: pytest.CaptureFixtu
     exits.report(ZeroDivisionError("given 'open sesame'"))
 
     assert "ZeroDivisionError: given '***'" in capsys.readouterr().err
+
+
+def test_a_thread_that_dies_is_told_without_passwords() -> None:
+    keep_secret("host=h password='open sesame'")
+    stream = io.StringIO()
+    before = logging.getLogger().handlers[:]
+    log.configure("json", stream=stream)
+    try:
+        with log.uncaught_in_threads():
+            dying = threading.Thread(target=lambda: int("open sesame"), name="unlucky")
+            dying.start()
+            dying.join()
+    finally:
+        logging.getLogger().handlers[:] = before
+
+    event = json.loads(stream.getvalue())
+    assert (event["event"], event["thread"]) == ("thread.died", "unlucky")
+    assert "ValueError: invalid literal for int() with base 10: '***'" in event["exception"]
 
 
 def test_a_console_traceback_shows_no_local_variables() -> None:

@@ -17,6 +17,7 @@ _VERBS = {
     "demo": "worker.cli.demo",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",
+    "status": "worker.cli.status",
 }
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @setting("--slots", "How many jobs run at once; one per connection for jobs by default.", metavar="N")
 @setting("--pool-size", "The most connections this process ever holds.", metavar="N")
 @setting("--grace", "Seconds that running jobs get when asked to stop.", metavar="SECONDS")
+@setting("--http", "Serve health and metrics at HOST:PORT or unix:/PATH; off by default.", metavar="ADDRESS")
 @database_url
 @schema_name
 @click.option("--embedded", is_flag=True, help="Use a throw-away Postgres on this machine; gone with this process.")

@@ -61,7 +61,7 @@ def run(config: Config) -> int:
         SchemaError: Its schema is not one that this worker serves.
     """
     log.configure(config.log_format, config.log_level, around=lambda: shield.get()())
-    with stop_on_signals() as stop:
+    with log.uncaught_in_threads(), stop_on_signals() as stop:
         try:
             code = _run(config, stop)
         except StoppedEarly:
