@@ -118,6 +118,8 @@ COMMANDS: list[tuple[str, str]] = [
      " Postgres on this machine\n"),
     ("migrate",
      "worker: no database: set WORKER_DATABASE_URL or pass --database-url (postgresql://user@host/name)\n"),
+    ("doctor",
+     "worker: no database: set WORKER_DATABASE_URL or pass --database-url (postgresql://user@host/name)\n"),
     ("status --probe live",
      "worker: no address to probe: set WORKER_HTTP as for the worker, or pass --http\n"),
     ("status --probe live --http unix:FOLDER/nobody",

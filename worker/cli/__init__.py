@@ -15,6 +15,7 @@ _VERBS = {
     "config": "worker.cli.config",
     "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
+    "doctor": "worker.cli.doctor",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",
     "status": "worker.cli.status",
