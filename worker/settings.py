@@ -6,6 +6,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,8 +99,9 @@ def find_file(folder: Path) -> Path | None:
     """
     for place in (folder, *folder.parents):
         for name in ("worker.toml", "pyproject.toml"):
-            if (file := place / name).is_file():
-                return file
+            with suppress(OSError):  # a folder above that is not ours to look into
+                if (file := place / name).is_file():
+                    return file
     return None
 
 

@@ -53,7 +53,7 @@ def test_where_all_is_well_every_line_says_so(worker: Worker, database: str, db:
     assert {name: row["says"] for name, row in found.items() if row["state"] != "ok"} == {}
     assert list(found) == [
         "settings", "jobs", "database", "version", "pooler", "listen", "clock", "schema", "horizon", "rights",
-        "budget", "workers", "bloat", "orphans", "actors",
+        "budget", "workers", "bloat", "orphans", "actors", "schedules",
     ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_each_check_is_one_line_with_its_remedy(worker: Worker, database: str) -
     ended = worker("doctor", "--jobs", JOBS, WORKER_DATABASE_URL=database)
 
     lines = ended.stdout.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 16
     assert "warn  workers     no worker is alive  ->  start one with 'worker run'" in lines
     assert ended.exit_code == 0
 
@@ -172,6 +172,25 @@ def test_jobs_that_nobody_here_declares_are_told_by_name(worker: Worker, databas
     assert actors["state"] == "warn"
     assert "of_the_next_version (1)" in actors["says"]
     assert "note (" not in actors["says"]
+
+
+def test_schedules_that_do_not_tick_are_told_with_the_reason(
+    worker: Worker, database: str, db: psycopg.Connection
+) -> None:
+    declare = """
+        INSERT INTO worker.schedule (
+            name, spec, tz, actor, missed, overlap, grace, last_tick, paused_at, declared_at, confirmed_at
+        ) VALUES (
+            %s, '0 3 * * *', 'UTC', 'note', 'skip', 'skip', 60, now(), CASE WHEN %s THEN now() END, now(),
+            now() - make_interval(secs => %s)
+        )"""
+    db.execute(declare, ["report", True, 0])
+    db.execute(declare, ["purge", False, 3600])
+
+    schedules = findings(worker, database)["schedules"]
+
+    assert schedules["state"] == "warn"
+    assert "purge (for 3600 s), report (paused)" in schedules["says"]
 
 
 def test_a_bloated_table_is_told(

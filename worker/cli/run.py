@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -63,4 +64,8 @@ def _run(config: Config) -> int:
         raise ConfigError(NO_DATABASE)
     from worker.runtime import run
 
-    return run(config)
+    code = run(config)
+    # What is left is Python's own exit, which a late signal could only spoil.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    return code

@@ -19,6 +19,7 @@ from worker.cli.doctor.statements import (
     READ_HORIZON,
     READ_ORPHANS,
     READ_RIGHTS,
+    READ_SCHEDULES,
     READ_UNKNOWN,
     READ_VERSION,
     READ_WORKERS,
@@ -37,6 +38,8 @@ _LISTEN_TIMEOUT = 2.0
 _SKEW, _GREAT_SKEW = 1.0, 30.0
 _LONG, _VERY_LONG = 300.0, 3600.0
 _DEAD_ROWS = 50_000
+# A live worker confirms its schedules every few seconds.
+_UNCONFIRMED = 60.0
 
 
 class Finding(NamedTuple):
@@ -94,6 +97,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
                 look_at_bloat,
                 look_at_orphans,
                 look_at_actors,
+                look_at_schedules,
             ):
                 yield _guarded(check, patient)
 
@@ -258,6 +262,16 @@ def look_at_orphans(patient: Patient) -> Finding:
         return Finding("orphans", "warn", says, "start a worker: it takes them over within seconds")
     remedy = "if this stays for a minute, look for 'worker.rescued' and errors in the log of the workers"
     return Finding("orphans", "fail", says, remedy)
+
+
+def look_at_schedules(patient: Patient) -> Finding:
+    still = patient.all(READ_SCHEDULES, seconds=_UNCONFIRMED)
+    if not still:
+        return Finding("schedules", "ok", "every schedule is declared by a worker that lives, and none is paused")
+    told = ", ".join(f"{name} (paused)" if paused else f"{name} (for {ago:.0f} s)" for name, paused, ago in still[:5])
+    more = f" and {len(still) - 5} more" if len(still) > 5 else ""
+    says = f"schedules that do not tick, paused or declared by no worker: {told}{more}"
+    return Finding("schedules", "warn", says, "resume them, or start a worker whose modules declare them")
 
 
 def look_at_actors(patient: Patient) -> Finding:

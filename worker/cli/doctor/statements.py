@@ -80,6 +80,14 @@ READ_UNKNOWN: LiteralString = """
     GROUP BY actor
     ORDER BY count(*) DESC"""
 
+# Small: a row for each schedule.
+READ_SCHEDULES: LiteralString = """
+    SELECT name, paused_at IS NOT NULL, extract(epoch FROM now() - confirmed_at)::float8
+    FROM {schema}.schedule
+    WHERE paused_at IS NOT NULL
+       OR confirmed_at < now() - make_interval(secs => %(seconds)s)
+    ORDER BY name"""
+
 READ_WORKERS: LiteralString = """
     SELECT count(*)::int
     FROM {schema}.worker
