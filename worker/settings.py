@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.config import SETTINGS, Config, as_text, mistake, refuse
+from worker.config import SETTINGS, Address, Config, as_text, mistake, refuse
 from worker.secrecy import keep_secret, redacted
 
 DEFAULT = "default"
@@ -85,8 +85,8 @@ class Settings:
             value = getattr(config, name)
             if SETTINGS[name].is_secret:
                 value = redacted(value) if value else None
-            elif value is not None and not isinstance(value, bool | int | float):
-                value = as_text(value)
+            elif isinstance(value, Address):
+                value = str(value)
             rows.append({"setting": name, "value": value, "origin": self.origins[name]})
         return rows
 

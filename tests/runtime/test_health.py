@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 
 from tests.factories import terminate
 from tests.running import WAIT, RunningWorker, outcome, running_worker
+from tests.schedule.standins import schedule
 from tests.waiting import wait_until
 from worker import PostgresBroker, job
-from worker.observe import Page
+from worker.observe import Page, render
 from worker.queue.identity import uuid7
 from worker.queue.lease import Lease
 from worker.queue.schema import Schema
+from worker.runtime.tally import Tally
 from worker.runtime.vitals import Stage, Vitals, dead_unless
+from worker.schedule.backlog import Entry
 
 
 def told(page: Page) -> tuple[int, dict[str, Any]]:
@@ -171,6 +175,7 @@ def test_the_queues_counts_come_from_the_database(
     def later() -> None: ...
 
     with running_worker(broker, database) as worker:
+        ready(worker)
         for _ in range(3):
             later.send_with_options(delay=3_600_000)
 
@@ -191,6 +196,7 @@ def test_the_counts_are_read_once_however_many_ask(
 
     monkeypatch.setattr(counts, "_read", read)
 
+    ready(worker)
     for _ in range(5):
         worker.health.metrics()
 
@@ -205,6 +211,36 @@ def test_only_the_oldest_worker_tells_the_counts(broker: PostgresBroker, databas
     def later() -> None: ...
 
     with running_worker(broker, database) as worker:
+        ready(worker)
         later.send_with_options(delay=3_600_000)
 
         assert metric(worker, "worker_queue_jobs", queue="default", state="scheduled") is None
+
+
+def test_counts_that_cannot_be_had_in_time_are_given_up_and_the_last_ones_shown(
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(worker)
+    monkeypatch.setattr("worker.runtime.health._COUNT_EVERY", 0.0)
+    monkeypatch.setattr(worker.health._counts, "_read", lambda _: [("mail", 1, 2, 3, 4.0)])
+    assert metric(worker, "worker_queue_jobs", queue="mail", state="running") == 3
+
+    monkeypatch.setattr("worker.runtime.health._COUNT_PATIENCE", 0.0)
+    monkeypatch.setattr(worker.health._counts, "_read", lambda _: pytest.fail("nobody waits for it any more"))
+    with monkeypatch.context() as held:
+        held.setattr(worker.dispatcher, "wake", lambda: None)
+
+        assert metric(worker, "worker_queue_jobs", queue="mail", state="running") == 3
+
+
+def test_ticks_are_counted_by_what_became_of_them() -> None:
+    report = schedule("report")
+    tally, tick = Tally(), datetime(2026, 11, 22, tzinfo=UTC)
+    fired = Entry(tick, "fired", 0.2, job_id=uuid7())
+
+    tally.decided(report, (fired, fired, Entry(tick, "skipped", 9.0, "overlap")))
+
+    page = render(tally.families())
+    assert 'worker_schedule_fires_total{schedule="report",outcome="fired"} 2\n' in page
+    assert 'worker_schedule_fires_total{schedule="report",outcome="skipped"} 1\n' in page
+    assert 'worker_schedule_lag_seconds_count{schedule="report"} 2\n' in page

@@ -35,4 +35,6 @@ def show(as_json: bool, **flags: Any) -> None:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else str(value)
+    from worker.config import as_text
+
+    return "-" if value is None else as_text(value)

@@ -42,12 +42,13 @@ class Drain:
     def run(self, threads: JobThreads) -> None:
         """Return when no job runs, or what cannot be stopped was given up."""
         started = clock.monotonic()
+        # First of all: what follows may wait for a database that is away.
+        self._vitals.enter(Stage.DRAINING, running=self._feed.num_running, grace=self._grace)
         self._dispatcher.pause()
         with suppress(TimeoutError, CancelledError, psycopg.OperationalError):
             # A claim that was under way has been put before the slots when this returns, or its reply never comes.
             self._dispatcher.submit(lambda _: None).result(_CLAIM_UNDERWAY)
         self._give_back(threads)
-        self._vitals.enter(Stage.DRAINING, running=self._feed.num_running, grace=self._grace)
         logger.info("worker.draining", running=self._feed.num_running, grace=self._grace)
         self._wait_idle(started + self._grace, hurried=lambda: self._stop.hurry)
         if not self._feed.idle.is_set():

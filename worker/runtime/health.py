@@ -151,14 +151,23 @@ class _Counts:
 
     def _current(self) -> list[tuple[str, int, int, int, float]]:
         with self._lock:
-            if clock.monotonic() - self._read_at < _COUNT_EVERY:
-                return self._rows
-            self._read_at = clock.monotonic()
-            try:
-                self._rows = self._dispatcher.submit(self._read).result(_COUNT_PATIENCE)
-            except (TimeoutError, CancelledError, psycopg.Error) as exc:
-                logger.warning("metrics.counts_failed", reason=str(exc) or type(exc).__name__)
+            if self._dispatcher.is_connected and clock.monotonic() - self._read_at >= _COUNT_EVERY:
+                self._read_at = clock.monotonic()
+                self._rows = self._read_in_time()
             return self._rows
+
+    def _read_in_time(self) -> list[tuple[str, int, int, int, float]]:
+        reading = None
+        try:
+            reading = self._dispatcher.submit(self._read)
+            return reading.result(_COUNT_PATIENCE)
+        except (TimeoutError, CancelledError, psycopg.Error) as exc:
+            logger.warning("metrics.counts_failed", reason=str(exc) or type(exc).__name__)
+            return self._rows
+        finally:
+            # One that nobody waits for any more must not be done when the dispatcher has better things to do.
+            if reading is not None:
+                reading.cancel()
 
     def _read(self, conn: psycopg.Connection[Any]) -> list[tuple[str, int, int, int, float]]:
         conn.execute(COUNT_TIMEOUT)

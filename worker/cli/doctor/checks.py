@@ -24,7 +24,7 @@ from worker.cli.doctor.statements import (
     READ_VERSION,
     READ_WORKERS,
 )
-from worker.config import Config
+from worker.config import Config, as_text
 from worker.errors import DatabaseUnavailable, SchemaError, WorkerError
 from worker.queue.broker import postgres_broker
 from worker.queue.schema import Schema
@@ -113,7 +113,7 @@ def _guarded(check: Callable[[Patient], Finding], patient: Patient) -> Finding:
 
 def look_at_settings(settings: Settings) -> Finding:
     given = [row for row in settings.shown() if row["origin"] != DEFAULT]
-    told = "; ".join(f"{row['setting']} = {row['value']} ({row['origin']})" for row in given)
+    told = "; ".join(f"{row['setting']} = {as_text(row['value'])} ({row['origin']})" for row in given)
     return Finding("settings", "ok", f"{told}; the rest are defaults, see 'worker config show'")
 
 
