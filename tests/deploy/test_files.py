@@ -215,6 +215,14 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_exist(broker: Postgre
         assert asked(*shown, *watched) - told(worker) == set()
 
 
+def test_every_metric_is_explained(broker: PostgresBroker, database: str) -> None:
+    with running_worker(broker, database) as worker:
+        names = set(re.findall(r"^# TYPE (\S+)", worker.health.metrics().body, re.MULTILINE))
+
+    page = (DEPLOY / "README.md").read_text()
+    assert sorted(name for name in names if f"`{name}`" not in page) == []
+
+
 def test_every_alert_is_explained() -> None:
     [alerts] = documents(DEPLOY / "prometheus" / "alerts.yaml")
     names = [rule["alert"] for group in alerts["groups"] for rule in group["rules"]]
