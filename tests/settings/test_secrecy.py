@@ -104,7 +104,17 @@ def test_no_log_line_and_no_traceback_holds_a_password(password: str, spelling: 
 @given(
     password=passwords,
     spelling=spellings,
-    verb=st.sampled_from([("migrate",), ("config", "show"), ("config", "show", "--json"), ("connections",)]),
+    verb=st.sampled_from(
+        [
+            ("migrate",),
+            ("config", "show"),
+            ("config", "show", "--json"),
+            ("connections",),
+            ("doctor",),
+            ("doctor", "--json"),
+            ("status",),
+        ]
+    ),
     how=st.sampled_from(["flag", "variable", "wrong place", "argument"]),
 )
 def test_no_verb_prints_a_password(password: str, spelling: Spelling, verb: tuple[str, ...], how: str) -> None:

@@ -81,14 +81,14 @@ def _read(url: str, schema_name: str) -> dict[str, Any]:
 
 def _print(status: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     queues = Table("queue", "available", "scheduled", "running", "oldest")
     for queue in status["queues"]:
         numbers = [str(queue[name]) for name in ("available", "scheduled", "running")]
         queues.add_row(queue["queue"], *numbers, f"{queue['oldest_seconds']:.0f} s")
-    workers = Table("worker", "id", "queues", "slots", "pool", "heartbeat")
+    workers = Table("worker", Column("id", no_wrap=True), "queues", "slots", "pool", "heartbeat")
     for worker in status["workers"]:
         served, sizes = ", ".join(worker["queues"] or ["all"]), (str(worker["slots"]), str(worker["pool_size"]))
         workers.add_row(worker["name"], worker["id"], served, *sizes, f"{worker['heartbeat_age']:.1f} s ago")

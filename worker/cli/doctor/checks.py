@@ -121,12 +121,12 @@ def look_at_jobs(config: Config) -> Finding:
     modules = ", ".join(config.jobs)
     try:
         load(config.jobs)
-        actors, queues = len(postgres_broker().actors), len(postgres_broker().get_declared_queues())
+        actors, queues = len(postgres_broker().actors), sorted(postgres_broker().get_declared_queues())
     except WorkerError as exc:
         return Finding("jobs", "fail", str(exc), "correct the module, or name others with --jobs or WORKER_JOBS")
     if not actors:
         return Finding("jobs", "fail", f"no job is declared in {modules}", "name others with --jobs or WORKER_JOBS")
-    return Finding("jobs", "ok", f"{actors} actors on {queues} queues, declared in {modules}")
+    return Finding("jobs", "ok", f"{actors} actors in {modules}, on the queues {', '.join(queues)}")
 
 
 def look_at_version(patient: Patient) -> Finding:
