@@ -77,6 +77,24 @@ def test_a_client_who_says_nothing_keeps_nobody_waiting_and_is_hung_up_on(
         assert silent.recv(1) == b""
 
 
+def test_a_client_who_speaks_slowly_for_ever_is_hung_up_on(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte is in time, so only a deadline on the whole can end it."""
+    monkeypatch.setattr(http_module, "_PATIENCE", 0.1)
+    with socket.create_connection((server.address.host, server.address.port)) as slow:
+        slow.settimeout(0.02)
+
+        def hung_up() -> bool:
+            try:
+                slow.sendall(b"x")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        assert wait_until(hung_up, 10, "the server to hang up")
+
+
 def test_too_many_clients_are_turned_away_at_once(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "_MAX_CLIENTS", 1)
     with (
