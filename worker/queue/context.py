@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 from uuid import UUID
+
+import psycopg
+
+from worker.errors import Refused
+
+
+class Finishing(Protocol):
+    """A block, `with` or `async with`, whose connection is in the run's transaction."""
+
+    def __enter__(self) -> psycopg.Connection[Any]: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+    async def __aenter__(self) -> psycopg.AsyncConnection[Any]: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +46,23 @@ class Context:
     attempt: int
     options: dict[str, Any]
     stopping: threading.Event = field(repr=False)
+    finishing: Callable[[], Finishing] | None = field(default=None, repr=False, compare=False)
+
+    def finish(self) -> Finishing:
+        """
+        The transaction with which a job ends that has talked to the network before: `with ctx.finish() as conn:`.
+
+        For jobs without a connection parameter, once in a run, at its end. It commits when the job returns, together
+        with its completion, result and next steps, and only if this run still owns the job; sends within the block
+        join it. What the block or the job raises undoes it all.
+
+        Raises:
+            Refused: The run has its transaction already, or no worker runs it.
+            PoolTimeout: No connection became free.
+        """
+        if self.finishing is None:
+            raise Refused("ctx.finish() commits with a job's completion: only a worker can, and this run has none")
+        return self.finishing()
 
     @property
     def schedule(self) -> str | None:

@@ -18,7 +18,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from worker.errors import LeaseLost
 from worker.pool import Connection, Pool
 from worker.queue.claim import Claim
-from worker.queue.context import Context
+from worker.queue.context import Context, Finishing
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Settlement
@@ -66,6 +66,7 @@ class Delivery(MessageProxy):
         self.following: list[NewJob] = []
         self.broken: Exception | None = None
         self._in_body = False
+        self.finishing: Callable[[], Finishing] | None = None
 
     @property
     def stopping(self) -> threading.Event:
@@ -121,6 +122,7 @@ class Delivery(MessageProxy):
             attempt=self.claim.attempt,
             options=self.options,
             stopping=self.stopping,
+            finishing=self.finishing,
         )
 
     def collect(self, new: NewJob) -> None:

@@ -86,6 +86,8 @@ class JobTransaction:
     def _check_open(self) -> None:
         """COMMIT of a failed transaction is a silent ROLLBACK, and a job can end its transaction by plain SQL."""
         status = self._conn.pgconn.transaction_status
+        if not self._open:
+            raise TransactionEnded("the job went on although its block of `ctx.finish()` failed: let it raise")
         if status == TransactionStatus.INERROR:
             raise psycopg.errors.InFailedSqlTransaction(
                 "the job went on after an SQL error in its transaction: use a savepoint, `with conn.transaction()`,"

@@ -13,7 +13,7 @@ from worker.pool import holder
 from worker.queue.actor import Job
 from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
-from worker.queue.enqueue import bind
+from worker.queue.finish import Finish, begin
 from worker.queue.history import has_no_partition
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
@@ -49,9 +49,10 @@ class Transaction(Middleware):
         delivery.scope.callback(delivery.pool.reclaim, delivery.holder)
         _enter(delivery, current, delivery)
         _enter(delivery, holder, delivery.holder)
+        delivery.finishing = lambda: Finish(delivery, broker.schema)
         if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
             try:
-                self._begin(broker, delivery, delivery.actor)
+                begin(delivery, broker.schema, binding=not delivery.actor.signature.is_async)
             except psycopg.Error as exc:
                 # Any other exception would be logged and swallowed, and the job would run without its connection.
                 logger.warning("job.no_connection", reason=str(exc))
@@ -74,16 +75,6 @@ class Transaction(Middleware):
 
     def after_skip_message(self, broker: Rows, delivery: Delivery) -> None:  # type: ignore[override]
         self.after_process_message(broker, delivery, exception=delivery._exception or SkipMessage())
-
-    def _begin(self, broker: Rows, delivery: Delivery, actor: Job[..., Any]) -> None:
-        conn = delivery.pool.acquire()
-        delivery.scope.callback(_give_back, delivery)
-        if conn.checkout is not None:
-            conn.checkout.spans_job = True
-        delivery.conn = conn
-        delivery.transaction = JobTransaction(conn, broker.schema)
-        if not actor.signature.is_async:
-            delivery.scope.enter_context(bind(conn))
 
     def _end(self, broker: Rows, delivery: Delivery, exception: BaseException | None) -> Settlement:
         with delivery.scope:
@@ -117,17 +108,6 @@ class Transaction(Middleware):
                 delivery.fail_after_hooks(exc, broker.encode)
             settlement = conclude(delivery, exc)
         return settlement
-
-
-def _give_back(delivery: Delivery) -> None:
-    conn, transaction = delivery.conn, delivery.transaction
-    delivery.conn = delivery.transaction = None
-    try:
-        if transaction is not None:
-            transaction.roll_back()
-    finally:
-        if conn is not None:
-            delivery.pool.release(conn)
 
 
 def _enter(delivery: Delivery, variable: Any, value: Any) -> None:
