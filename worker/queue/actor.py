@@ -126,7 +126,8 @@ def job(
         priority: Lower runs sooner; each step is worth a minute of waiting, so that a low one ages and cannot starve.
         max_retries: How often it runs again after a failure; None for ever, 20 by default.
         timeout: Seconds that one run may take; None lifts the limit.
-        options: Those of `dramatiq.actor`.
+        options: Those of `dramatiq.actor`; and `transaction=False` for a connection in autocommit, where each statement
+            and each send counts at once, and a run that is repeated repeats them: at least once, not exactly once.
 
     Raises:
         SignatureError: A parameter cannot work.

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from worker.errors import Refused
-from worker.pool import shield
+from worker.pool import Connection, shield
 from worker.pool.lending import in_thread
 from worker.queue.delivery import Delivery
 from worker.queue.enqueue import bind
@@ -23,14 +23,20 @@ def begin(delivery: Delivery, schema: Schema, *, binding: bool) -> psycopg.Conne
     Args:
         binding: Whether sends of this thread join it from now on.
     """
+    conn = take(delivery)
+    delivery.transaction = JobTransaction(conn, schema)
+    if binding:
+        delivery.scope.enter_context(bind(conn))
+    return conn
+
+
+def take(delivery: Delivery) -> Connection:
+    """Take a connection for *delivery*; the end of its run gives it back."""
     conn = delivery.pool.acquire()
     delivery.conn = conn
     delivery.scope.callback(_give_back, delivery)
     if conn.checkout is not None:
         conn.checkout.spans_job = True
-    delivery.transaction = JobTransaction(conn, schema)
-    if binding:
-        delivery.scope.enter_context(bind(conn))
     return conn
 
 

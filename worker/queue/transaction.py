@@ -13,7 +13,7 @@ from worker.pool import holder
 from worker.queue.actor import Job
 from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
-from worker.queue.finish import Finish, begin
+from worker.queue.finish import Finish, begin, take
 from worker.queue.history import has_no_partition
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
@@ -43,6 +43,11 @@ class Transaction(Middleware):
     only a run whose settlement was written is ever taken off the queue.
     """
 
+    @property
+    def actor_options(self) -> set[str]:
+        """`transaction=False`: the job's connection commits each statement."""
+        return {"transaction"}
+
     def before_process_message(self, broker: Rows, delivery: Delivery) -> None:  # type: ignore[override]  # ours, of our broker
         delivery.started = True
         # Left last of all, when the run's own connection is back.
@@ -52,7 +57,11 @@ class Transaction(Middleware):
         delivery.finishing = lambda: Finish(delivery, broker.schema)
         if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
             try:
-                begin(delivery, broker.schema, binding=not delivery.actor.signature.is_async)
+                if delivery.actor.options.get("transaction", True):
+                    begin(delivery, broker.schema, binding=not delivery.actor.signature.is_async)
+                else:
+                    # The pool undoes this on the way back.
+                    take(delivery).autocommit = True
             except psycopg.Error as exc:
                 # Any other exception would be logged and swallowed, and the job would run without its connection.
                 logger.warning("job.no_connection", reason=str(exc))

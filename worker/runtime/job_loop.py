@@ -129,7 +129,7 @@ class JobLoop:
         except (TypeError, ValueError) as exc:
             return Ending(error=exc)
         # Sends of a job with a connection cannot be written by it from here; they are written by its settlement.
-        delivery.collecting = delivery.conn is not None
+        delivery.collecting = delivery.transaction is not None
         task = loop.create_task(_call(delivery), context=context)
 
         def interrupt(_: type[Interrupt]) -> None:
