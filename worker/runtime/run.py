@@ -73,7 +73,6 @@ def run(config: Config) -> int:
 
 def _run(config: Config, stop: Stop) -> int:
     vitals = Vitals(ServiceManager(os.environ))
-    vitals.enter(Stage.STARTING)
     with ExitStack() as stack:
         with stop.raising():
             load(config.jobs)
