@@ -27,6 +27,7 @@ from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResult
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
+from worker.queue.queues import Queues
 from worker.schedule import Schedules, at, cron, every
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "PostgresGroups",
     "PostgresLimits",
     "PostgresResults",
+    "Queues",
     "Refused",
     "Schedules",
     "SchemaError",

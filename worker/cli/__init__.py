@@ -14,6 +14,7 @@ _VERBS = {
     "demo": "worker.cli.demo",
     "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
+    "queues": "worker.cli.queues",
     "run": "worker.cli.run",
     "schedules": "worker.cli.schedules",
 }

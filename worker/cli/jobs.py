@@ -90,14 +90,15 @@ def show(ctx: click.Context, /, job_id: str, as_json: bool, **chosen: Any) -> No
     """All that is known of one job; the beginning of its ID is enough if no other begins like it."""
     with _jobs(chosen) as jobs:
         found = jobs.find(_which(chosen, 2, job_id=job_id))
+        obstacles = [jobs.obstacle(job) for job in found]
     if len(found) != 1:
         problem = "is not there" if not found else "is the beginning of several"
         click.echo(f"worker: job {job_id} {problem}", err=True)
         ctx.exit(exits.NOT_FOUND)
     if as_json:
-        click.echo(json.dumps(_object(found[0]), indent=2))
+        click.echo(json.dumps(_object(found[0]) | {"obstacle": obstacles[0]}, indent=2))
         return
-    for name, value in _object(found[0]).items():
+    for name, value in (_object(found[0]) | {"obstacle": obstacles[0]}).items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         click.echo(f"{name:12} {text if value is not None else ''}".rstrip())
 

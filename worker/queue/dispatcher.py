@@ -21,6 +21,7 @@ from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
+from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
 from worker.queue.sends import Sends, Sent
 from worker.queue.settlement import Outcome, Settlement
@@ -74,6 +75,7 @@ class Dispatcher:
         self._submitted = Submissions()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
+        self._pauses = Pauses()
         self._stop_by: float | None = None
         self._connected = False
         self._hungry = True
@@ -224,7 +226,7 @@ class Dispatcher:
         for channel in self.schema.channels.values():
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         self.schema.check(conn)
-        self.lease.register(conn)
+        self._pauses = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
         logger.info("dispatcher.connected", worker=str(self.lease.worker_id))
         self._connected = True
@@ -278,10 +280,11 @@ class Dispatcher:
             settlements=[settlement for settlement, _ in outcomes],
             new=new,
             begun=self._feed.begun(),
-            rooms=self._rooms(served),
+            rooms=self._rooms(self._pauses.leave_out(served)),
             promoting=promoting,
             renewing=renewing,
             served=served,
+            pauses=self._pauses,
         )
         if not errand.num_statements:
             return
@@ -341,11 +344,16 @@ class Dispatcher:
         """Follow what the heartbeat saw; whether there is something to claim."""
         if look is None:
             logger.error("worker.declared_dead", worker=str(self.lease.worker_id))
-            self.lease.register(conn)
+            self._pauses = self.lease.register(conn, self._feed.rooms())
             self._reconcile(conn)
             return False
         now = clock.monotonic()
         rescued = look.needs_rescue and self.lease.rescue(conn) > 0
+        if look.pauses != self._pauses:
+            # What is resumed by this was not looked for.
+            self._pauses = look.pauses
+            self._hungry = True
+            self.wake()
         self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
         if look.needs_rescue:

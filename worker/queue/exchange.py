@@ -14,6 +14,7 @@ from worker.queue.enqueue import insert
 from worker.queue.feed import Room
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
+from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
 from worker.queue.settlement import Settlement, send_settlements
 from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
@@ -37,6 +38,7 @@ class Errand(NamedTuple):
     promoting: bool = False
     renewing: bool = False
     served: Sequence[Room] = ()
+    pauses: Pauses = Pauses()
 
     @property
     def num_statements(self) -> int:
@@ -79,7 +81,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             if errand.promoting:
                 conn.execute(schema.render(PROMOTE_DUE).encode())
             claimed = [_claim(conn, schema, lease, room) for room in errand.rooms]
-            beat = lease.beat(conn, errand.served) if errand.renewing else None
+            beat = lease.beat(conn, errand.served, errand.pauses) if errand.renewing else None
     except psycopg.Error:
         # psycopg takes a statement for prepared once it has sent it, also where the server never came to it.
         conn._prepared.clear()

@@ -13,10 +13,12 @@ import psycopg
 from psycopg.rows import class_row
 
 from worker.errors import ArgumentError
+from worker.queue.queues import Queues
 from worker.queue.schema import Schema
 
 LIVE = ("scheduled", "available", "running")
 STATES = (*LIVE, "done", "dead")
+_WAITING = ("scheduled", "available")
 
 # Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
 # id of each partition, and those of states that nobody asked for are not looked at.
@@ -165,6 +167,10 @@ class Jobs:
         with self._conn.cursor(row_factory=class_row(FoundJob)) as cur:
             parameters = {**which._parameters, "limit": which.limit}
             return cur.execute(self._schema.render(FIND_JOBS).encode(), parameters).fetchall()
+
+    def obstacle(self, job: FoundJob) -> str | None:
+        """Why *job*, which waits, cannot start: its queue is paused, nobody knows its actor; None without a reason."""
+        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) if job.state in _WAITING else None
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """

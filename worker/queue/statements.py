@@ -274,7 +274,8 @@ HAS_JOBS: LiteralString = """
           AND state = ANY(%(states)s::text[])
     )"""
 
-# The same for what can run now: a job that waits for its time, or whose actor nobody here knows, does not count.
+# The same for what can run now: a job that waits for its time or for the end of a pause, or whose actor nobody here
+# knows, does not count.
 HAS_WORK: LiteralString = """
     SELECT EXISTS (
         SELECT
@@ -283,6 +284,11 @@ HAS_WORK: LiteralString = """
           AND (
             state = 'running'
             OR (state = 'available' OR due_at <= statement_timestamp()) AND actor = ANY(%(actors)s::text[])
+            AND NOT EXISTS (
+                SELECT
+                FROM {schema}.pause
+                WHERE (kind, name) IN (('queue', job.queue), ('actor', job.actor))
+            )
           )
     )"""
 
