@@ -27,6 +27,7 @@ from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResult
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
+from worker.queue.limit import Limit
 from worker.queue.queues import Queues
 from worker.schedule import Schedules, at, cron, every
 
@@ -38,6 +39,7 @@ __all__ = [
     "Context",
     "DatabaseUnavailable",
     "HygieneMode",
+    "Limit",
     "NotFound",
     "Pool",
     "PoolDeadlock",

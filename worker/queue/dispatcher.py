@@ -19,6 +19,7 @@ from worker.queue.exchange import Errand, exchange
 from worker.queue.feed import Feed, Room
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
+from worker.queue.lanes import sweep
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
@@ -41,6 +42,10 @@ _RECONNECT = 0.2
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
 _HOUSEKEEPING_AGAIN = 10.0
+# A lane that another worker was just opening is looked at again after this ...
+_ADMIT_AGAIN = 0.02
+# ... and one whose knock went astray, because the head of its line was locked by a transaction that came to nothing.
+_SWEEP = 10.0
 # Nothing here may wait for somebody else's lock for as long as to miss a heartbeat: whoever is in the way, say a
 # transaction that sends a running job again and stays open, is passed by and met again later.
 _LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
@@ -80,7 +85,8 @@ class Dispatcher:
         self._connected = False
         self._hungry = True
         self._renew_at = self._keep_house_at = 0.0
-        self._next_due = float("inf")
+        self._next_due = self._admit_at = float("inf")
+        self._sweep_at = 0.0
         self.failure: BaseException | None = None
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
@@ -248,8 +254,16 @@ class Dispatcher:
         self._keep_house(conn)
         for claim in self._feed.overdue():
             self._release(claim)
+        self._sweep_lanes(conn)
         self._exchange(conn)
-        next_at = (self._renew_at, self._next_due, self._keep_house_at, self._outcomes.again_at, self._feed.look_at)
+        next_at = (
+            self._renew_at,
+            self._next_due,
+            self._admit_at,
+            self._keep_house_at,
+            self._outcomes.again_at,
+            self._feed.look_at,
+        )
         return max(0.0, min(next_at) - clock.monotonic())
 
     def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
@@ -258,6 +272,11 @@ class Dispatcher:
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
             if self._history.maintain(conn):
                 self._keep_house_at = now + _HOUSEKEEPING
+
+    def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
+        if self._feed.has_lanes and (now := clock.monotonic()) >= self._sweep_at:
+            self._sweep_at = now + _SWEEP
+            sweep(conn, self.schema)
 
     def _release(self, claim: Claim) -> None:
         self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
@@ -275,6 +294,9 @@ class Dispatcher:
         # What these make available is claimed behind them in the same trip.
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
         self._hungry |= any(one.makes_available for one, _ in outcomes)
+        # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
+        admitting = self._feed.has_lanes
+        self._hungry |= admitting
         served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
@@ -282,6 +304,7 @@ class Dispatcher:
             begun=self._feed.begun(),
             rooms=self._rooms(self._pauses.leave_out(served)),
             promoting=promoting,
+            admitting=admitting,
             renewing=renewing,
             served=served,
             pauses=self._pauses,
@@ -302,6 +325,7 @@ class Dispatcher:
         self._outcomes.confirm(outcomes, reply.owned)
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
+        self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")
         for claims in reply.claims:
             self._take(claims)
         if renewing and self._heard(conn, reply.look) and not errand.rooms:

@@ -49,6 +49,11 @@ class Feed(ABC):
     def lost(self, claims: list[Claim]) -> None:
         """These belong to others by now."""
 
+    @property
+    def has_lanes(self) -> bool:
+        """Whether a job that is known here has a limit, so that somebody here must let jobs into lanes."""
+        return False
+
     def overdue(self) -> list[Claim]:
         """Hand out, once, what was claimed ahead and has waited too long: others may have a slot for it."""
         return []

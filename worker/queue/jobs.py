@@ -16,9 +16,9 @@ from worker.errors import ArgumentError
 from worker.queue.queues import Queues
 from worker.queue.schema import Schema
 
-LIVE = ("scheduled", "available", "running")
+LIVE = ("scheduled", "held", "available", "running")
 STATES = (*LIVE, "done", "dead")
-_WAITING = ("scheduled", "available")
+_WAITING = ("scheduled", "held", "available")
 
 # Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
 # id of each partition, and those of states that nobody asked for are not looked at.
@@ -170,7 +170,10 @@ class Jobs:
 
     def obstacle(self, job: FoundJob) -> str | None:
         """Why *job*, which waits, cannot start: its queue is paused, nobody knows its actor; None without a reason."""
-        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) if job.state in _WAITING else None
+        if job.state not in _WAITING:
+            return None
+        full = "its lane is full: as many jobs as may run at once are before it" if job.state == "held" else None
+        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) or full
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """

@@ -63,7 +63,10 @@ LIST_QUEUES: LiteralString = """
     ),
     counted AS (
         SELECT job.queue, job.actor,
-            CASE WHEN job.state = 'scheduled' AND job.due_at <= now() THEN 'available' ELSE job.state END AS state,
+            CASE
+                WHEN job.state = 'held' OR (job.state = 'scheduled' AND job.due_at <= now()) THEN 'available'
+                ELSE job.state
+            END AS state,
             count(*) AS jobs,
             min(job.due_at) AS oldest
         FROM {schema}.job AS job
