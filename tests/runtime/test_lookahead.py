@@ -146,7 +146,7 @@ def test_a_drain_gives_back_at_once_what_waits_for_a_slot(
         for _ in range(4):
             broker.enqueue(broker.actors["hold"].message())
         wait_until(lambda: scalar(db, RUNNING) == 4, WAIT, "the claims")
-        worker.stop.asked.set()
+        worker.stop.ask()
         # The one that runs is not over: the others do not wait for it.
         releasing = threading.Thread(target=lambda: wait_for_release(db, enough))
         releasing.start()

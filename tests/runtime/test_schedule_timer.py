@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from worker import clock
+from worker import clock, exits
 from worker.config import Config
 from worker.queue.schema import Schema
-from worker.runtime.run import EXIT_INTERNAL, supervise
 from worker.runtime.signals import Stop
+from worker.runtime.supervision import Supervision
+from worker.runtime.vitals import Vitals, dead_unless
 from worker.schedule import Scheduler
 
 
@@ -42,15 +43,17 @@ def _end_the_thread(scheduler: Scheduler) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_timer_ends_the_worker_within_two_seconds_and_is_named(scheduler: Scheduler) -> None:
-    living: Any = SimpleNamespace(failure=None, is_alive=True, dead=[])
+    living: Any = SimpleNamespace(failure=None)
+    vitals = Vitals()
+    config = Config(database_url="postgresql:///none")
+    supervision = Supervision(Stop(), vitals, living, living, living, config)
     begun = clock.monotonic()
 
-    with scheduler, capture_logs() as logs:
+    watching = vitals.watching(**{"schedule-timer": dead_unless(lambda: scheduler.is_alive)})
+    with scheduler, watching, capture_logs() as logs:
         _end_the_thread(scheduler)
-        code = supervise(
-            Stop(), living, living, living, living, living, living, Config(database_url="postgresql:///none"), scheduler
-        )
+        code = supervision.run()
 
-    assert code == EXIT_INTERNAL
+    assert code == exits.INTERNAL
     assert clock.monotonic() - begun < 2.0
     assert [entry["threads"] for entry in logs if entry["event"] == "worker.thread_died"] == [["schedule-timer"]]

@@ -13,7 +13,6 @@ import psycopg
 from psycopg_pool import PoolClosed
 
 from worker import clock, log
-from worker.config import redacted
 from worker.errors import ConfigError, DatabaseUnavailable
 from worker.pool.close_event import CloseEvent
 from worker.pool.connection import Connection
@@ -21,6 +20,7 @@ from worker.pool.lending import Lending, in_thread
 from worker.pool.options import PoolOptions
 from worker.pool.stats import PoolStats
 from worker.pool.sweep import Sweep
+from worker.secrecy import redacted
 
 logger = log.get_logger(__name__)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import psycopg_pool
 
-from worker.config import NO_DATABASE, Config
+from worker.config import NO_DATABASE
 from worker.errors import ConfigError, DatabaseUnavailable
 from worker.pool.options import PoolOptions
 from worker.pool.pool import Pool
+from worker.settings import Settings
 
 _lock = threading.Lock()
 _pool: psycopg_pool.ConnectionPool[Any] | None = None
@@ -158,7 +159,7 @@ def _carry_out(attempt: Future[Pool], options: PoolOptions | None) -> None:
 
 
 def _options() -> PoolOptions:
-    config = Config.from_env(os.environ)
+    config = Settings.read(os.environ).config
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
     return PoolOptions.from_config(config)

@@ -14,11 +14,11 @@ from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from worker import clock, log
-from worker.config import redacted
 from worker.pool.connection import Connection
 from worker.pool.hygiene import Hygiene
 from worker.pool.options import ConnectOptions, PoolOptions
 from worker.pool.waiting import Waiter
+from worker.secrecy import redacted
 
 logger = log.get_logger(__name__)
 

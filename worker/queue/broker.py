@@ -21,7 +21,6 @@ from dramatiq.middleware import GroupCallbacks, default_middleware
 from dramatiq.results import Results
 
 from worker import log
-from worker.config import Config
 from worker.errors import ConfigError, SchemaError
 from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
@@ -37,6 +36,7 @@ from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
 from worker.queue.transaction import Transaction
+from worker.settings import Settings
 
 logger = log.get_logger(__name__)
 
@@ -110,7 +110,7 @@ class PostgresBroker(Broker):
     def schema(self) -> Schema:
         """The schema that holds the tables: the one given, or the process's setting, read when first needed."""
         if self._schema is None:
-            self._schema = Schema(Config.from_env(os.environ).schema)
+            self._schema = Schema(Settings.read(os.environ).config.schema)
         return self._schema
 
     @contextmanager

@@ -30,6 +30,8 @@ class Claim(NamedTuple):
     message: bytes | None
     ahead: bool = False
     suspect: bool = False
+    waited: float = 0.0
+    """Seconds from when it was due to this claim, database clock."""
 
     @property
     def proof(self) -> tuple[UUID, int]:

@@ -88,6 +88,8 @@ class Dispatcher:
         self._next_due = self._admit_at = float("inf")
         self._sweep_at = 0.0
         self.failure: BaseException | None = None
+        self.passed_at = clock.monotonic()
+        """When the last pass, or attempt to connect, began."""
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
 
@@ -148,6 +150,11 @@ class Dispatcher:
         """Claim nothing more; everything else goes on."""
         self._claiming = False
 
+    def resume(self) -> None:
+        """Claim again."""
+        self._claiming = self._hungry = True
+        self.wake()
+
     def stop(self) -> None:
         """Write what is to be written, give back what is claimed, end the thread. Twice is harmless."""
         self._claiming = False
@@ -163,6 +170,10 @@ class Dispatcher:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected and self.is_alive
 
     @property
     def num_outstanding(self) -> int:
@@ -203,6 +214,7 @@ class Dispatcher:
 
     def _run_connected(self) -> None:
         """Passes on one connection, until it is lost or the work is over."""
+        self.passed_at = clock.monotonic()
         try:
             with self._pool.pinned() as conn:
                 self._attach(conn)
@@ -249,6 +261,7 @@ class Dispatcher:
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
         """One pass; returns seconds to the next."""
+        self.passed_at = clock.monotonic()
         # What was written may be a job for us; our own notification comes with the next read only.
         self._hungry |= self._submitted.run(conn)
         self._keep_house(conn)

@@ -92,9 +92,10 @@ CLAIM_JOBS: LiteralString = """
         WHERE job.id = due.id
         RETURNING job.id, job.token, job.queue, job.actor, job.attempt, job.rank, job.enqueued_at,
             job.args::text AS args, job.options::text AS options, job.message, job.ahead,
-            job.suspect_since IS NOT NULL AS suspect
+            job.suspect_since IS NOT NULL AS suspect,
+            extract(epoch FROM job.claimed_at - job.due_at)::float8 AS waited
     )
-    SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message, ahead, suspect
+    SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message, ahead, suspect, waited
     FROM claimed
     ORDER BY rank, id"""
 

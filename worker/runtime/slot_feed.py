@@ -67,6 +67,8 @@ class SlotFeed(Feed):
     def connect(self, threads: JobThreads, loop: JobLoop, watchdog: Watchdog) -> None:
         """Open the slots: before this there is no room."""
         self._threads, self._loop, self._watchdog = threads, loop, watchdog
+        if self._broker.dispatcher is not None:
+            self._broker.dispatcher.wake()
 
     @property
     def queues(self) -> list[str]:
@@ -162,6 +164,15 @@ class SlotFeed(Feed):
             claims = [claim for _, claim in self._line]
             self._line.clear()
         return claims
+
+    def running(self) -> list[Claim]:
+        """The jobs that are in a slot."""
+        with self._lock:
+            return [run.claim for run in self._running.values()]
+
+    @property
+    def num_slots(self) -> int:
+        return self._slots
 
     @property
     def num_running(self) -> int:

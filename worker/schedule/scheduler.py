@@ -18,6 +18,7 @@ from psycopg import Connection
 from worker import clock
 from worker.log import get_logger
 from worker.queue.schema import Schema
+from worker.schedule.backlog import Entry
 from worker.schedule.declaration import Schedule
 from worker.schedule.journal import log_entries
 from worker.schedule.ledger import KEEP, Enqueue, Ledger, Pass
@@ -85,6 +86,7 @@ class Scheduler:
         modules: The modules that were loaded: what they once declared and do not any more is disabled.
         actors: Finds the actor by that name, for the schedules in the database; None when this process has none.
         keep: Seconds that the ledger keeps its rows.
+        decided: Called with the ticks that are in the ledger by now; logs them by default.
     """
 
     def __init__(
@@ -97,10 +99,12 @@ class Scheduler:
         modules: Sequence[str] = (),
         actors: Callable[[str], Actor[Any, Any] | None] = lambda name: None,
         keep: float = KEEP,
+        decided: Callable[[Schedule, tuple[Entry, ...]], None] = log_entries,
     ) -> None:
         # By name: processes that declare at the same time lock the rows in the same order.
         self._declared = sorted(schedules, key=lambda schedule: schedule.name)
         self._submit = submit
+        self._decided = decided
         self._ledger = Ledger(enqueue, schema=schema)
         self._register = Register(schema, modules)
         self._actors = actors
@@ -205,7 +209,7 @@ class Scheduler:
         self._hand_over(schedule.name, work, partial(self._after_look, schedule, tick))
 
     def _after_look(self, schedule: Schedule, tick: datetime | None, done: Pass) -> None:
-        log_entries(schedule, done.entries)
+        self._decided(schedule, done.entries)
         if done.refused != "stale":
             self._stale.discard(schedule.name)
         elif schedule.name not in self._stale and schedule.source == "code":
