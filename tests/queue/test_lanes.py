@@ -11,6 +11,7 @@ import pytest
 
 from tests.factories import InThread, column, scalar
 from tests.queue.conftest import SCHEMA, claim
+from tests.waiting import wait_until
 from worker import ConfigError, Limit, PostgresBroker, SignatureError, job
 from worker.queue.claim import Claim
 from worker.queue.enqueue import insert
@@ -73,6 +74,7 @@ def test_no_more_of_a_lane_run_than_its_size(send: Send, db: psycopg.Connection)
     sent = [send(size=2) for _ in range(5)]
 
     assert ids(take(db)) == sent[:2]
+    send(size=2)
     assert take(db) == []
 
 
@@ -236,6 +238,36 @@ def test_a_lane_in_anothers_hands_is_left_for_the_next_look(send: Send, database
 
     assert left
     assert ids(take(db)) == [second]
+
+
+def test_who_saw_the_lane_before_another_let_jobs_in_lets_in_nobody(
+    send: Send, database: str, db: psycopg.Connection
+) -> None:
+    """Its snapshot is older than its hold on the gate; here it waits between the two, elsewhere it would be luck."""
+    send()
+    [one] = take(db)
+    end(db, one)
+    first, _ = send(), send()
+    hold = "gate.lane = ANY(ARRAY(SELECT lane FROM knocks))"
+    text = SCHEMA.render(ADMIT_JOBS)
+    assert text.count(hold) == 1
+    waiting = text.replace(hold, f"{hold} AND pg_advisory_xact_lock(7)::text = ''").encode()
+
+    def admit_late() -> int:
+        with psycopg.connect(database, autocommit=True) as conn:
+            row = conn.execute(waiting, {"wake": "worker_wake"}).fetchone()
+            return int(row[0]) if row is not None else 0
+
+    with psycopg.connect(database) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(7)")
+        late = InThread(admit_late)
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        wait_until(lambda: scalar(db, query), 15.0, "the late one to wait")
+        admit(db, SCHEMA)
+        holder.commit()
+
+    assert late.result() == 1
+    assert ids(claim(db)) == [first]
 
 
 # In order

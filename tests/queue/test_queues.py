@@ -16,6 +16,7 @@ from worker.queue.dispatcher import Dispatcher
 from worker.queue.feed import Room
 from worker.queue.lease import Lease
 from worker.queue.pauses import Pauses
+from worker.queue.statements import HAS_WORK
 
 WAIT = 15.0
 # What is promised, without the notification: a heartbeat.
@@ -144,6 +145,20 @@ def test_a_name_that_nobody_uses_is_refused_with_the_one_meant(insert_job: Inser
 def test_exactly_one_name_is_expected(db: psycopg.Connection) -> None:
     with pytest.raises(ArgumentError, match="expected exactly one name"):
         Queues(db).pause("default", actor="charge")
+
+
+@pytest.mark.parametrize("name", [{"name": "default"}, {"actor": "charge"}])
+def test_what_is_paused_is_no_work_that_can_run_now(
+    insert_job: InsertJob, db: psycopg.Connection, name: dict[str, str]
+) -> None:
+    insert_job()
+    has_work = SCHEMA.render(HAS_WORK).encode()
+    everything = {"queues": ["default"], "actors": ["charge"]}
+    before = db.execute(has_work, everything).fetchone()
+
+    Queues(db).pause(**name)  # type: ignore[arg-type]  # a name
+
+    assert (before, db.execute(has_work, everything).fetchone()) == ((True,), (False,))
 
 
 # Looking

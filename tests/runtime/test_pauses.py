@@ -9,7 +9,6 @@ import psycopg
 from tests.running import RunningWorker, outcome, waiting_row
 from tests.waiting import wait_until
 from worker import PostgresBroker, Queues, job
-from worker.runtime.run import _is_empty
 
 WAIT = 20.0
 
@@ -38,16 +37,3 @@ def test_a_paused_queue_finishes_what_runs_and_keeps_what_is_sent(
     waiting_row(db, sent, "available")
     Queues(db).resume("default")
     assert outcome(db, sent) == "done"
-
-
-def test_until_empty_does_not_wait_for_the_end_of_a_pause(
-    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
-) -> None:
-    @job(broker=broker)
-    def wait_here() -> None: ...
-
-    Queues(db).pause("default", force=True)
-    wait_until(lambda: worker.dispatcher._pauses.queues, WAIT, "the worker to know of the pause")
-    waiting_row(db, wait_here.send(), "available")
-
-    assert _is_empty(worker.dispatcher, worker.feed)
