@@ -124,9 +124,12 @@ def test_the_service_manager_hears_of_every_stage(
     told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
     worker = start_worker(database, "--grace", "0.3", **told).running()
 
-    assert "READY=1" in heard_until(manager, "STATUS=running")
+    starting = heard_until(manager, "STATUS=running")
+    assert starting.startswith("STATUS=starting\n")
+    assert starting.endswith("READY=1\n")
     heard_until(manager, "WATCHDOG=1")
-    running_in(noted, send(noted, "think", word="slow", seconds=60))
+    send(noted, "work", word="slow", seconds=60)
+    busy_in_sql(noted)
     worker.send(signal.SIGTERM)
 
     stopping = heard_until(manager, "STATUS=closing")

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from tests.factories import InThread, scalar
-from tests.lifecycle.conftest import StartWorker, done, row, running_in, send
+from tests.lifecycle.conftest import WAIT, StartWorker, done, row, running_in, send
+from tests.waiting import wait_until
 from worker.runtime.signals import Stop, StoppedEarly, stop_on_signals
 
 # Later than most boots on a busy machine; the moments between are as good as any.
@@ -46,15 +47,12 @@ def test_a_paused_worker_claims_nothing_until_it_goes_on(
 ) -> None:
     worker = start_worker(database).running()
     worker.send(signal.SIGTSTP)
-    worker.event("worker.stage")
-    while not any(event.get("stage") == "paused" for event in worker.events):
-        worker.event("worker.stage")
+    wait_until(lambda: "paused" in [event.get("stage") for event in worker.events], WAIT, "the pause")
     job_id = send(noted, "note", word="hello")
-    # Longer than it takes to claim, and its heartbeat goes on meanwhile.
+    # Claims come before the next heartbeat, if they come at all.
     beaten = "SELECT heartbeat_at FROM worker.worker"
     before = scalar(noted, beaten)
-    while scalar(noted, beaten) == before:
-        time.sleep(0.05)
+    wait_until(lambda: scalar(noted, beaten) > before, WAIT, "a heartbeat")
     assert row(noted, job_id) == ("available", 0)
 
     worker.send(signal.SIGCONT)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,6 +22,7 @@ from tests.pool.proxy import black_hole, proxied
 from tests.waiting import wait_until
 from worker import clock
 from worker.embedded import EmbeddedPostgres
+from worker.errors import ConfigError
 from worker.pool import ConnectOptions, Pool, holder
 
 
@@ -445,3 +449,68 @@ def async_sleeper(pool: Pool, loop: Loop, db: psycopg.Connection) -> Future[None
     query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'"
     wait_until(lambda: scalar(db, query), 10, "the query to begin")
     return sleeping
+
+
+def test_close_waits_for_a_return_that_is_under_way(open_pool: OpenPool, db: psycopg.Connection) -> None:
+    """A hook, a rollback or a look on return takes its time, and the session lives meanwhile."""
+    returning, enough = threading.Event(), threading.Event()
+
+    def slow(_: psycopg.Connection) -> None:
+        returning.set()
+        assert enough.wait(10)
+
+    pool = open_pool(after_release=slow)
+    conn = pool.acquire()
+    release = InThread(lambda: pool.release(conn))
+    assert returning.wait(10)
+
+    closing = InThread(lambda: pool.close(grace=10))
+    wait_until(lambda: pool.is_closed, 5, "the pool to close")
+    still_closing = closing.is_running
+    enough.set()
+    closing.result()
+
+    assert (still_closing, num_sessions(db)) == (True, 0)
+    release.result()
+
+
+def test_a_close_that_was_interrupted_is_finished_by_the_next(
+    pool: Pool, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn = pool.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, "_let_return", lambda *_: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pool.close(grace=5)
+
+    pool.close(grace=0)
+
+    assert (num_sessions(db), conn.closed) == (0, True)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), None, "soon"])
+def test_a_grace_that_cannot_be_is_refused_before_anything_closes(pool: Pool, grace: Any) -> None:
+    with pytest.raises(ConfigError, match="expected seconds, 0 or more"):
+        pool.close(grace)
+
+    assert not pool.is_closed
+
+
+def test_a_process_that_forgets_its_pool_says_goodbye_all_the_same(logged_server: EmbeddedPostgres) -> None:
+    log = Path(logged_server.folder, "server.log")
+    before = len(log.read_text())
+    code = """
+import sys
+from worker import PoolOptions, Pool
+conn = Pool.connect(PoolOptions(conninfo=sys.argv[1])).acquire()
+conn.execute("SELECT 1")
+"""
+
+    ended = subprocess.run([sys.executable, "-c", code, logged_server.url], timeout=30, check=False)
+
+    assert ended.returncode == 0
+    assert "unexpected EOF" not in log.read_text()[before:]

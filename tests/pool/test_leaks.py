@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg_pool import PoolTimeout
 
 from tests.factories import InThread, backend_pid, is_there, num_sessions, opened_pool, scalar
@@ -51,6 +52,15 @@ def take_and_use(pool: Pool) -> Connection:
     conn = pool.acquire()
     conn.execute("SELECT 'the last statement'")
     return conn
+
+
+class Broken(sql.SQL):
+    """A statement that psycopg cannot make out, nor anybody else."""
+
+    def as_string(self, context: object = None) -> str:
+        raise psycopg.ProgrammingError("it cannot be rendered")
+
+    as_bytes = as_string  # type: ignore[assignment]
 
 
 def leak_in_a_thread(pool: Pool) -> Connection:
@@ -406,4 +416,65 @@ def test_a_checkout_keeps_no_local_variables_alive(single: Pool) -> None:
     gc.collect()
 
     assert big() is None
+    single.release(conn)
+
+
+def test_a_leak_whose_statement_cannot_be_shown_is_ended_all_the_same(single: Pool, events: Events) -> None:
+    """What cannot be rendered is a mistake of its user's; it must not cost the pool a seat."""
+
+    def take_and_fail() -> Connection:
+        conn = single.acquire()
+        with pytest.raises(psycopg.Error):
+            conn.execute(Broken("SELECT 1"))
+        return conn
+
+    kept = InThread(take_and_fail).result()
+
+    with single.connection(timeout=FOUND_WITHIN) as conn:
+        assert scalar(conn, "SELECT 1") == 1
+    assert "cannot be shown" in leaked(events)["statement"]
+    assert kept.closed
+
+
+def test_the_values_in_a_composed_statement_are_not_shown(single: Pool) -> None:
+    with single.connection() as conn:
+        conn.execute(sql.SQL("SELECT {} AS {}").format(sql.Literal("secret"), sql.Identifier("shown")))
+        [checkout] = single.checkouts()
+
+        assert checkout.last_statement == 'SELECT ... AS "shown"'
+
+
+def test_an_owner_that_was_reclaimed_a_moment_ago_may_still_return_it(
+    single: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between being booked and being ended."""
+    conn = as_job("job charge 42", single.acquire)
+    booked, enough = threading.Event(), threading.Event()
+    revoke = Connection.revoke
+
+    def late(self: Connection, **how: Any) -> None:
+        booked.set()
+        assert enough.wait(10)
+        revoke(self, **how)
+
+    monkeypatch.setattr(Connection, "revoke", late)
+    reclaiming = InThread(lambda: single.reclaim("job charge 42"))
+    assert booked.wait(10)
+
+    single.release(conn)
+
+    enough.set()
+    reclaiming.result()
+    assert conn.closed
+
+
+def test_a_connection_of_a_closed_loop_that_a_living_thread_uses_is_left_alone(single: Pool, events: Events) -> None:
+    async def take() -> Connection:
+        return single.acquire()
+
+    conn = asyncio.run(take())
+    conn.execute("SELECT 1")
+    single.sweep_once()
+
+    assert (scalar(conn, "SELECT 2"), events) == (2, [])
     single.release(conn)

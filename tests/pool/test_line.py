@@ -263,3 +263,33 @@ def test_coroutines_try_to_begin_too(single: Pool) -> None:
             return first is not None, second is not None
 
     assert asyncio.run(try_twice()) == (True, False)
+
+
+def test_who_is_handed_a_bad_connection_keeps_its_place(open_pool: OpenPool, loop: Loop) -> None:
+    refused: list[object] = []
+
+    def refuse_once(conn: psycopg.Connection) -> bool:
+        refused.append(conn)
+        return len(refused) != 2
+
+    single = open_pool(max_size=1, before_acquire=refuse_once)
+    line = Line(single, loop)
+    with single.connection():
+        line.thread()
+        line.coroutine()
+        line.thread()
+
+    assert line.result() == [0, 1, 2]
+
+
+def test_no_time_to_wait_is_no_reason_to_distrust_an_idle_connection(
+    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has been idle for long is asked before it is handed out, and asking takes a moment."""
+    pool = open_pool(max_size=1)
+    monkeypatch.setattr("worker.pool.supply._ASK_AFTER", -1.0)
+
+    conn = pool.acquire(timeout=0)
+
+    assert scalar(conn, "SELECT 1") == 1
+    pool.release(conn)

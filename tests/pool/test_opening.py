@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.factories import APPLICATION, num_sessions, scalar
+from tests.factories import APPLICATION, InThread, num_sessions, scalar
 from tests.pool.conftest import OpenPool
 from tests.pool.proxy import black_hole
 from tests.waiting import wait_until
@@ -237,3 +237,11 @@ def test_connect_options_show_no_password() -> None:
 
     assert "barley" not in repr(options)
     assert "oats" not in repr(options)
+
+
+def test_a_pool_opened_as_psycopgs_are_is_swept_too(database: str) -> None:
+    with Pool(PoolOptions(conninfo=database, max_size=1, alone=False)) as pool:
+        InThread(pool.acquire).result()
+
+        with pool.connection(timeout=3) as conn:
+            assert scalar(conn, "SELECT 1") == 1

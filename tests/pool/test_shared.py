@@ -232,3 +232,11 @@ def test_what_an_application_needs_of_the_pool_is_imported_from_worker() -> None
     for name in ("get_pool", "get_pool_async", "bind_pool", "Pool", "PoolOptions", "HygieneMode", "PoolDeadlock"):
         assert name in worker.__all__
         assert hasattr(worker, name)
+
+
+@pytest.mark.usefixtures("named_database")
+def test_a_hook_that_asks_for_the_pool_it_helps_to_open_is_told_so(database: str) -> None:
+    options = PoolOptions(conninfo=database, after_connect=lambda _: get_pool())
+
+    with pytest.raises(ConfigError, match="by what opens the pool, such as its after_connect hook"):
+        get_pool(options)

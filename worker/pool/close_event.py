@@ -62,6 +62,8 @@ class CloseEvent:
         Raises:
             PoolClosed: The pool began to close first.
         """
+        if inspect.iscoroutinefunction(work):
+            return self._do_async_until(work())
         if inspect.isawaitable(work):
             return self._do_async_until(work)
         return self._do_sync_until(work)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -83,7 +82,7 @@ class Connection(psycopg.Connection[Any]):
         So one that was handed to another thread is not taken from that one when the first ends.
         """
         if (checkout := self.checkout) is not None:
-            checkout.thread = threading.current_thread()
+            checkout.used_here()
         return super().wait(*args, **kwargs)
 
     def close(self, timeout: float = _GOODBYE) -> None:
@@ -118,8 +117,8 @@ class Connection(psycopg.Connection[Any]):
         while self.is_busy and not self._is_silent and clock.monotonic() < deadline:
             with suppress(psycopg.Error):
                 self.cancel_safe(timeout=max(0.1, deadline - clock.monotonic()))
-            if not self.is_busy or _readable(self.pgconn.socket, timeout=_CANCEL_INTERVAL):
-                return
+                if not self.is_busy or _readable(self.pgconn.socket, timeout=_CANCEL_INTERVAL):
+                    return
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the server has ended the session of this closed connection, within *timeout* seconds."""
@@ -192,6 +191,8 @@ class Connection(psycopg.Connection[Any]):
     def answers(self, timeout: float) -> bool:
         """Whether the idle session answers an empty question within *timeout* seconds; blocks no longer than that."""
         deadline = clock.monotonic() + timeout
+        if not self.lock.acquire(timeout=timeout):
+            return False
         try:
             self.pgconn.send_query(b"")
             while self.pgconn.flush() or self.pgconn.is_busy():
@@ -204,6 +205,8 @@ class Connection(psycopg.Connection[Any]):
             return self.pgconn.status == ConnStatus.OK
         except psycopg.Error:
             return False
+        finally:
+            self.lock.release()
 
     def _socket_copy(self) -> socket.socket | None:
         try:

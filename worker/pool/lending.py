@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
@@ -24,6 +25,11 @@ from worker.pool.view import AsyncView
 from worker.pool.waiting import LoopWaiter, Waiter, refuse_deadlock
 
 logger = log.get_logger(__name__)
+
+# How long who would rather have nothing than wait is kept by connections that must be asked first.
+_AT_ONCE = 0.1
+# What an idle connection gets to answer in, however little time its taker has left: it is not to blame for that.
+_LEAST_TO_ASK = 0.05
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Waiter)
@@ -79,37 +85,47 @@ class Lending(Supply):
 
     def _acquire(self, timeout: float | None) -> Connection:
         deadline: float | None = None
+        again = False
         while True:
             checkout = Checkout()
             if deadline is None:
                 deadline = checkout.since + (self.timeout if timeout is None else timeout)
-            got = self._ask(Waiter, checkout)
+            got = self._ask(Waiter, checkout, first=again)
             conn = got if isinstance(got, Connection) else self._wait(got, deadline)
             if self._is_handed_out(conn, deadline):
                 return conn
+            again = True
 
     def try_acquire(self) -> Connection | None:
         """A connection if one is idle and nobody waits for it, else None at once; to be given back with `release`."""
+        deadline = clock.monotonic() + _AT_ONCE
         with shield.get()():
             while (conn := self._take_idle()) is not None:
-                if self._is_handed_out(conn, clock.monotonic() + self.timeout):
+                if self._is_handed_out(conn, deadline):
                     return conn
+                if clock.monotonic() >= deadline:
+                    break
         return None
 
     async def acquire_async(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:  # noqa: ASYNC109  # as in `acquire`
         """`acquire` for coroutines; waits in the same line as threads. To be given back with `release_async`."""
         deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
+        again = False
         while True:
-            got = self._ask(LoopWaiter, Checkout())
+            got = self._ask(LoopWaiter, Checkout(), first=again)
             conn = got if isinstance(got, Connection) else await self._wait_async(got, deadline)
             if await self._is_handed_out_async(conn, deadline):
                 return self.view(conn)
+            again = True
 
     async def try_acquire_async(self) -> psycopg.AsyncConnection[Any] | None:
         """`try_acquire` for coroutines."""
+        deadline = clock.monotonic() + _AT_ONCE
         while (conn := self._take_idle()) is not None:
-            if await self._is_handed_out_async(conn, clock.monotonic() + self.timeout):
+            if await self._is_handed_out_async(conn, deadline):
                 return self.view(conn)
+            if clock.monotonic() >= deadline:
+                break
         return None
 
     def getconn(self, timeout: float | None = None) -> Connection:
@@ -122,8 +138,8 @@ class Lending(Supply):
             return ThreadedConnection(conn)  # type: ignore[return-value]  # it has the methods
         return AsyncView(conn)
 
-    def _ask(self, kind: type[W], checkout: Checkout) -> Connection | W:
-        """An idle connection, on the books already, or a place in the line."""
+    def _ask(self, kind: type[W], checkout: Checkout, *, first: bool) -> Connection | W:
+        """An idle connection, on the books already, or a place in the line; the *first* for whose last one was bad."""
         if self._forked:
             self._refuse_fork()
         with self._lock:
@@ -137,7 +153,10 @@ class Lending(Supply):
             refuse_deadlock(checkout, self._waiting, self._checkouts, self._max_size)
             self._stats[self._REQUESTS_QUEUED] += 1
             waiter = kind(checkout, self._checkouts)
-            self._waiting.append(waiter)
+            if first:
+                self._waiting.appendleft(waiter)
+            else:
+                self._waiting.append(waiter)
             self._maybe_grow_pool()
             return waiter
 
@@ -185,7 +204,7 @@ class Lending(Supply):
             self._waiting.remove(waiter)
         if waiter.conn is not None and self._end_checkout(waiter.conn):
             self._add_to_pool(waiter.conn)
-            self._checkouts.settled()
+            self._checkouts.settled(waiter.checkout)
         if isinstance(exc, PoolTimeout):
             self._num_timeouts += 1
             raise PoolTimeout(self._why_none_is_free(clock.monotonic() - started)) from None
@@ -196,7 +215,7 @@ class Lending(Supply):
         try:
             fit = self._seems_fit(conn, clock.monotonic())
             if fit is None:
-                fit = self._is_fit(conn, deadline - clock.monotonic())
+                fit = self._is_fit(conn, _time_to_ask(deadline))
         finally:
             self._conclude(conn, fit is True)
         return fit is True
@@ -206,18 +225,21 @@ class Lending(Supply):
         try:
             fit = self._seems_fit(conn, clock.monotonic())
             if fit is None:
-                fit = await in_thread(lambda: self._is_fit(conn, deadline - clock.monotonic()))
+                fit = await in_thread(lambda: self._is_fit(conn, _time_to_ask(deadline)))
         finally:
             self._conclude(conn, fit is True)
         return fit is True
 
     def _conclude(self, conn: Connection, is_fit: bool) -> None:
+        checkout = conn.checkout
         if is_fit:
             conn._pool = self
-        elif self._end_checkout(conn):
+        elif checkout is not None and self._checkouts.end(checkout):
             # Dead or too old, say after a restart of the server; or its taker was interrupted while it was asked.
-            self.retire_soon(conn)
-            self._checkouts.settled()
+            try:
+                self.retire_soon(conn)
+            finally:
+                self._checkouts.settled(checkout)
 
     # Giving back
 
@@ -246,7 +268,7 @@ class Lending(Supply):
         try:
             self._take_back(conn, checkout)
         finally:
-            self._checkouts.settled()
+            self._checkouts.settled(checkout)
 
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
         """Give back what `acquire_async` gave."""
@@ -294,20 +316,27 @@ class Lending(Supply):
             self._reclaim(checkout, "its job is over")
 
     def _reclaim(self, checkout: Checkout, why: str) -> None:
-        if not self._checkouts.end(checkout):
-            return
+        if self._book_leak(checkout, why):
+            self._revoke(checkout)
+
+    def _book_leak(self, checkout: Checkout, why: str) -> bool:
+        """Take *checkout* off the books and name it; False when it was off already."""
+        if not self._checkouts.end(checkout, revoking=True):
+            return False
         self._num_reclaimed += 1
         logger.error("pool.leaked", why=why, checkout=str(checkout), statement=checkout.last_statement)
-        self._revoke(checkout)
+        return True
 
     def _revoke(self, checkout: Checkout) -> None:
         """End the session of *checkout*, which is off the books; the connection may be in use, or be no more."""
         assert checkout.pgconn is not None  # noqa: S101  # it was out
         conn = checkout.conn or Connection(checkout.pgconn)
         conn._pool = None
-        conn.revoke(by_coroutine=self.options.async_mode is AsyncMode.VIEW and checkout.is_looped)
-        self._vacate(conn)
-        self._checkouts.settled()
+        try:
+            conn.revoke(by_coroutine=self.options.async_mode is AsyncMode.VIEW and checkout.is_looped)
+        finally:
+            self._vacate(conn)
+            self._checkouts.settled(checkout)
 
     def cancel(self, holder: str, *, timeout: float) -> None:
         """Cancel on the server what *holder*'s connections are doing now; each within *timeout* seconds."""
@@ -331,7 +360,9 @@ class Lending(Supply):
                 self._waiting.remove(waiter)
         for checkout in self._checkouts.listed():
             if why := checkout.abandoned():
-                self._reclaim(checkout, why)
+                if self._book_leak(checkout, why):
+                    # By itself: a server that is silent takes seconds, and the next leak is to be found meanwhile.
+                    threading.Thread(target=self._revoke, args=(checkout,), name="pool-revoke", daemon=True).start()
             elif not checkout.warned and checkout.age > self.options.warn_after:
                 checkout.warned = True
                 logger.warning("pool.held_long", checkout=str(checkout), statement=checkout.last_statement)
@@ -366,6 +397,10 @@ class Lending(Supply):
                 f"the pool was opened by process {self._pid}, and this is process {os.getpid()}, forked from it:"
                 " its sessions are the parent's; open one here, worker.get_pool() does, or start children with spawn"
             )
+
+
+def _time_to_ask(deadline: float) -> float:
+    return max(_LEAST_TO_ASK, deadline - clock.monotonic())
 
 
 async def in_thread(call: Callable[[], T]) -> T:

@@ -19,6 +19,7 @@ from worker.settings import Settings
 _lock = threading.Lock()
 _pool: psycopg_pool.ConnectionPool[Any] | None = None
 _attempt: Future[Pool] | None = None
+_opener: threading.Thread | None = None
 
 
 def get_pool(options: PoolOptions | None = None) -> Pool:
@@ -40,6 +41,10 @@ def get_pool(options: PoolOptions | None = None) -> Pool:
     attempt, is_mine = _join()
     if is_mine:
         _carry_out(attempt, options)
+    elif _opener is threading.current_thread():
+        raise ConfigError(
+            "get_pool() was called by what opens the pool, such as its after_connect hook: it is not open"
+        )
     return attempt.result()
 
 
@@ -140,7 +145,8 @@ def _join() -> tuple[Future[Pool], bool]:
 
 
 def _carry_out(attempt: Future[Pool], options: PoolOptions | None) -> None:
-    global _pool, _attempt
+    global _pool, _attempt, _opener
+    _opener = threading.current_thread()
     # So that nobody who waits can cancel it for the others.
     attempt.set_running_or_notify_cancel()
     try:
@@ -153,6 +159,8 @@ def _carry_out(attempt: Future[Pool], options: PoolOptions | None) -> None:
             return
         attempt.set_exception(DatabaseUnavailable(f"whoever opened the pool was interrupted: {exc!r}"))
         raise
+    finally:
+        _opener = None
     with _lock:
         _pool, _attempt = opened, None
     attempt.set_result(opened)

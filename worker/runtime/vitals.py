@@ -55,6 +55,9 @@ class Vitals:
         self._lock = threading.Lock()
         self._watched: dict[str, Trouble] = {}
         self._beaten_at = clock.monotonic()
+        if listener is not None:
+            # Not logged: a boot that fails for a person's mistake is told in one line.
+            listener.entered(self.stage.value, self.stage.value)
 
     @contextmanager
     def watching(self, **parts: Trouble) -> Iterator[None]:
