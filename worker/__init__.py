@@ -28,6 +28,8 @@ from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResult
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.enqueue import bind
+from worker.queue.limit import Limit
+from worker.queue.queues import Queues
 from worker.schedule import Schedules, at, cron, every
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Context",
     "DatabaseUnavailable",
     "HygieneMode",
+    "Limit",
     "NotFound",
     "Pool",
     "PoolDeadlock",
@@ -48,6 +51,7 @@ __all__ = [
     "PostgresGroups",
     "PostgresLimits",
     "PostgresResults",
+    "Queues",
     "Refused",
     "Schedules",
     "SchemaError",

@@ -10,6 +10,7 @@ import psycopg
 from tests.cli.conftest import Worker
 from worker import clock
 from worker.queue.enqueue import insert
+from worker.queue.feed import Room
 from worker.queue.identity import uuid7
 from worker.queue.lease import Lease
 from worker.queue.new_job import NewJob
@@ -39,8 +40,8 @@ def test_each_queue_is_told_with_what_waits_and_what_is_for_later(
 
 
 def test_the_workers_that_live_are_told(worker: Worker, database: str, db: psycopg.Connection) -> None:
-    alive, dead = (Lease(Schema(), duration=60.0, slots=3, pool_size=4, queues=["mail"]) for _ in range(2))
-    alive.register(db)
+    alive, dead = (Lease(Schema(), duration=60.0, slots=3, pool_size=4) for _ in range(2))
+    alive.register(db, [Room(["mail"], [], 0)])
     dead.register(db)
     db.execute("UPDATE worker.worker SET heartbeat_at = now() - interval '1 hour' WHERE id = %s", [dead.worker_id])
 

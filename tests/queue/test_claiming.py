@@ -67,6 +67,19 @@ def test_a_job_that_has_waited_less_than_a_minute_does_not(insert_job: InsertJob
     assert claimed_ids(db) == [fresh, waiting]
 
 
+def test_a_low_priority_starts_in_its_time_beside_a_stream_of_high_ones(
+    insert_job: InsertJob, db: psycopg.Connection
+) -> None:
+    """Ten steps are worth ten minutes, which were over two minutes ago; the high ones came each minute, as now."""
+    low = insert_job(priority=10, due_in=-12 * 60)
+    came_before = [insert_job(priority=0, due_in=-60 * minute) for minute in range(3, 12)]
+    came_since = [insert_job(priority=0, due_in=-60 * minute) for minute in range(2)]
+
+    claimed = claimed_ids(db, limit=100)
+
+    assert claimed == [*reversed(came_before), low, *reversed(came_since)]
+
+
 def test_a_claim_over_several_queues_takes_the_first_of_all(insert_job: InsertJob, db: psycopg.Connection) -> None:
     insert_job(queue="mail", due_in=-1)
     oldest = insert_job(queue="billing", due_in=-3)

@@ -18,6 +18,7 @@ _VERBS = {
     "doctor": "worker.cli.doctor",
     "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
+    "queues": "worker.cli.queues",
     "run": "worker.cli.run",
     "schedules": "worker.cli.schedules",
     "status": "worker.cli.status",

@@ -57,12 +57,14 @@ def command() -> None:
 
 @command.command("list")
 @_filters
-@click.option("--state", "states", multiple=True, help="scheduled, available, running, done or dead; repeat for more.")
+@click.option(
+    "--state", "states", multiple=True, help="scheduled, held, available, running, done or dead; repeat for more."
+)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, arguments included.")
 def list_(states: tuple[str, ...], limit: int, as_json: bool, **chosen: Any) -> None:
     """The newest jobs; live ones and dead ones by default."""
-    which = _which(chosen, limit, states or ("scheduled", "available", "running", "dead"))
+    which = _which(chosen, limit, states or ("scheduled", "held", "available", "running", "dead"))
     with _jobs(chosen) as jobs:
         found = jobs.find(which)
     if as_json:
@@ -92,14 +94,15 @@ def show(ctx: click.Context, /, job_id: str, as_json: bool, **chosen: Any) -> No
     """All that is known of one job; the beginning of its ID is enough if no other begins like it."""
     with _jobs(chosen) as jobs:
         found = jobs.find(_which(chosen, 2, job_id=job_id))
+        obstacles = [jobs.obstacle(job) for job in found]
     if len(found) != 1:
         problem = "is not there" if not found else "is the beginning of several"
         click.echo(f"worker: job {job_id} {problem}", err=True)
         ctx.exit(exits.NOT_FOUND)
     if as_json:
-        click.echo(json.dumps(_object(found[0]), indent=2))
+        click.echo(json.dumps(_object(found[0]) | {"obstacle": obstacles[0]}, indent=2))
         return
-    for name, value in _object(found[0]).items():
+    for name, value in (_object(found[0]) | {"obstacle": obstacles[0]}).items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         click.echo(f"{name:12} {text if value is not None else ''}".rstrip())
 

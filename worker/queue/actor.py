@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 import dramatiq
@@ -14,6 +15,7 @@ from worker.pool import Pool
 from worker.queue.context import Context
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7
+from worker.queue.limit import Limit
 from worker.queue.signature import Signature
 
 P = ParamSpec("P")
@@ -31,8 +33,11 @@ class Job(Actor[P, R]):
     Called directly it is the plain function, injected parameters included: `charge(conn, 42)` needs no worker.
     """
 
-    def __init__(self, fn: Callable[..., Any], *, actor_name: str, **rest: Any) -> None:
+    def __init__(self, fn: Callable[..., Any], *, actor_name: str, limit: Limit | None = None, **rest: Any) -> None:
         self.signature = Signature.read(fn, actor_name)
+        self.limit = limit
+        if limit is not None:
+            limit.check(actor_name, self.signature.parameters)
         self.body = fn
         super().__init__(fn, actor_name=actor_name, **rest)
 
@@ -102,6 +107,7 @@ def job(
     priority: int = 0,
     max_retries: int | None = 20,
     timeout: float | None = 600.0,
+    limit: Limit | None = None,
     **options: Any,
 ) -> JobDecorator: ...
 
@@ -113,6 +119,7 @@ def job(
     name: str | None = None,
     priority: int = 0,
     timeout: float | None = 600.0,
+    limit: Limit | None = None,
     **options: Any,
 ) -> Any:
     """
@@ -126,6 +133,7 @@ def job(
         priority: Lower runs sooner; each step is worth a minute of waiting, so that a low one ages and cannot starve.
         max_retries: How often it runs again after a failure; None for ever, 20 by default.
         timeout: Seconds that one run may take; None lifts the limit.
+        limit: How many of them run at once over the whole fleet, and for each value of which argument.
         options: Those of `dramatiq.actor`; and `transaction=False` for a connection in autocommit, where each statement
             and each send counts at once, and a run that is repeated repeats them: at least once, not exactly once.
 
@@ -137,8 +145,9 @@ def job(
         raise ConfigError(f"job timeout {timeout!r}: expected more than 0 seconds, or None for no limit")
     if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
         raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
+    declaring: Callable[..., Any] = Job
     decorator = dramatiq.actor(
-        actor_class=Job,
+        actor_class=partial(declaring, limit=limit),
         actor_name=name,
         queue_name=queue,
         priority=priority,

@@ -45,7 +45,7 @@ T = TypeVar("T")
 # How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
 _SEND_PATIENCE = 30.0
 _JOIN_INTERVAL = 0.02
-_STATES = ["available", "scheduled", "running"]
+_STATES = ["available", "held", "scheduled", "running"]
 
 
 class PostgresBroker(Broker):
@@ -122,6 +122,11 @@ class PostgresBroker(Broker):
             yield
         finally:
             self._pool, self._schema = before
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether one of its actors has a limit."""
+        return any(getattr(actor, "limit", None) is not None for actor in list(self.actors.values()))
 
     # Declaring
 
@@ -259,7 +264,7 @@ class PostgresBroker(Broker):
         return feed.join(queue_name, prefetch, timeout)
 
     def _start_consuming(self) -> ConsumerFeed:
-        feed = ConsumerFeed(self.get_declared_actors, self.deliver)
+        feed = ConsumerFeed(self.get_declared_actors, self.deliver, lambda: self.has_lanes)
         pool = self.pool
         lease = Lease(self.schema, duration=self._lease_duration, slots=0, pool_size=pool.max_size)
         feed.dispatcher = Dispatcher(pool, self.schema, lease, feed, history=History(self.schema))

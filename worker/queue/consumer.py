@@ -117,9 +117,15 @@ class ConsumerFeed(Feed):
 
     dispatcher: Dispatcher
 
-    def __init__(self, actors: Callable[[], Iterable[str]], deliver: Callable[[Claim], Delivery | None]) -> None:
+    def __init__(
+        self,
+        actors: Callable[[], Iterable[str]],
+        deliver: Callable[[Claim], Delivery | None],
+        has_lanes: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.deliver = deliver
         self._actors = actors
+        self._has_lanes = has_lanes
         self._consumers: defaultdict[str, list[PostgresConsumer]] = defaultdict(list)
         # A job that is offered to a consumer just when it closes would never run and never be given back.
         self._lock = threading.Lock()
@@ -145,6 +151,10 @@ class ConsumerFeed(Feed):
 
     def release(self, claim: Claim) -> None:
         self.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
+
+    @property
+    def has_lanes(self) -> bool:
+        return self._has_lanes()
 
     def rooms(self) -> list[Room]:
         actors = list(self._actors())

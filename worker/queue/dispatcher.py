@@ -19,8 +19,10 @@ from worker.queue.exchange import Errand, exchange
 from worker.queue.feed import Feed, Room
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
+from worker.queue.lanes import sweep
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
+from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
 from worker.queue.sends import Sends, Sent
 from worker.queue.settlement import CANCELLED, Outcome, Settlement
@@ -42,6 +44,10 @@ _RECONNECT = 0.2
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
 _HOUSEKEEPING_AGAIN = 10.0
+# A lane that another worker was just opening is looked at again after this ...
+_ADMIT_AGAIN = 0.02
+# ... and one whose knock went astray, because the head of its line was locked by a transaction that came to nothing.
+_SWEEP = 10.0
 # Nothing here may wait for somebody else's lock for as long as to miss a heartbeat: whoever is in the way, say a
 # transaction that sends a running job again and stays open, is passed by and met again later.
 _LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
@@ -76,11 +82,13 @@ class Dispatcher:
         self._submitted = Submissions()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
+        self._pauses = Pauses()
         self._stop_by: float | None = None
         self._connected = False
         self._hungry = True
         self._renew_at = self._keep_house_at = 0.0
-        self._next_due = float("inf")
+        self._next_due = self._admit_at = float("inf")
+        self._sweep_at = 0.0
         self.failure: BaseException | None = None
         self.passed_at = clock.monotonic()
         """When the last pass, or attempt to connect, began."""
@@ -238,7 +246,7 @@ class Dispatcher:
         for channel in self.schema.channels.values():
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         self.schema.check(conn)
-        self.lease.register(conn)
+        self._pauses = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
         logger.info("dispatcher.connected", worker=str(self.lease.worker_id))
         self._connected = True
@@ -261,8 +269,16 @@ class Dispatcher:
         self._keep_house(conn)
         for claim in self._feed.overdue():
             self._release(claim)
+        self._sweep_lanes(conn)
         self._exchange(conn)
-        next_at = (self._renew_at, self._next_due, self._keep_house_at, self._outcomes.again_at, self._feed.look_at)
+        next_at = (
+            self._renew_at,
+            self._next_due,
+            self._admit_at,
+            self._keep_house_at,
+            self._outcomes.again_at,
+            self._feed.look_at,
+        )
         return max(0.0, min(next_at) - clock.monotonic())
 
     def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
@@ -271,6 +287,11 @@ class Dispatcher:
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
             if self._history.maintain(conn):
                 self._keep_house_at = now + _HOUSEKEEPING
+
+    def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
+        if self._feed.has_lanes and (now := clock.monotonic()) >= self._sweep_at:
+            self._sweep_at = now + _SWEEP
+            sweep(conn, self.schema)
 
     def _release(self, claim: Claim) -> None:
         self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
@@ -288,15 +309,20 @@ class Dispatcher:
         # What these make available is claimed behind them in the same trip.
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
         self._hungry |= any(one.makes_available for one, _ in outcomes)
+        # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
+        admitting = self._feed.has_lanes
+        self._hungry |= admitting
         served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
             new=new,
             begun=self._feed.begun(),
-            rooms=self._rooms(served),
+            rooms=self._rooms(self._pauses.leave_out(served)),
             promoting=promoting,
+            admitting=admitting,
             renewing=renewing,
             served=served,
+            pauses=self._pauses,
         )
         if not errand.num_statements:
             return
@@ -314,6 +340,7 @@ class Dispatcher:
         self._outcomes.confirm(outcomes, reply.owned)
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
+        self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")
         for claims in reply.claims:
             self._take(claims)
         if renewing and self._heard(conn, reply.look) and not errand.rooms:
@@ -356,11 +383,16 @@ class Dispatcher:
         """Follow what the heartbeat saw; whether there is something to claim."""
         if look is None:
             logger.error("worker.declared_dead", worker=str(self.lease.worker_id))
-            self.lease.register(conn)
+            self._pauses = self.lease.register(conn, self._feed.rooms())
             self._reconcile(conn)
             return False
         now = clock.monotonic()
         rescued = look.needs_rescue and self.lease.rescue(conn) > 0
+        if look.pauses != self._pauses:
+            # What is resumed by this was not looked for.
+            self._pauses = look.pauses
+            self._hungry = True
+            self.wake()
         self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
         if look.needs_rescue:

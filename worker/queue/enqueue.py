@@ -71,6 +71,8 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     head = (job_id(message.message_id), queue, message.actor_name, priority, wait, message.message_timestamp / 1000)
     if isinstance(actor, Job):
         args = actor.signature.encode(message.args, message.kwargs)
+        if actor.limit is not None:
+            options["lane"] = actor.limit.lane(message.actor_name, args, actor.signature.parameters)
         return NewJob(*head, args, encode_options(options, message.actor_name), None)
     plain: Message[Any] = Message(
         queue, message.actor_name, message.args, message.kwargs, options, message.message_id, message.message_timestamp

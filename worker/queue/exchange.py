@@ -12,8 +12,10 @@ import psycopg
 from worker.queue.claim import Claim
 from worker.queue.enqueue import insert
 from worker.queue.feed import Room
+from worker.queue.lanes import admit, has_left_some
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
+from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
 from worker.queue.settlement import Settlement, send_settlements
 from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
@@ -27,6 +29,7 @@ class Errand(NamedTuple):
         begun: Jobs that were claimed ahead and run by now.
         rooms: What to claim for; those without room are passed over.
         promoting: Whether jobs for later may have become due.
+        admitting: Whether jobs may wait before a lane that has room.
         renewing: Whether the heartbeat is due.
     """
 
@@ -35,12 +38,14 @@ class Errand(NamedTuple):
     begun: Sequence[Claim] = ()
     rooms: Sequence[Room] = ()
     promoting: bool = False
+    admitting: bool = False
     renewing: bool = False
     served: Sequence[Room] = ()
+    pauses: Pauses = Pauses()
 
     @property
     def num_statements(self) -> int:
-        parts = (self.settlements, self.new, self.begun, self.promoting, self.renewing)
+        parts = (self.settlements, self.new, self.begun, self.promoting, self.admitting, self.renewing)
         return sum(map(bool, parts)) + len(self.rooms)
 
 
@@ -51,11 +56,13 @@ class Reply(NamedTuple):
     Args:
         owned: The settled jobs whose token still held.
         claims: For each room, what was claimed.
+        knocking: Some lanes were in others' hands; look again in a moment.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
     """
 
     owned: set[UUID]
     claims: list[list[Claim]]
+    knocking: bool
     look: Look | None
 
 
@@ -78,8 +85,9 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
                 conn.execute(schema.render(MARK_BEGUN).encode(), _proofs(errand.begun))
             if errand.promoting:
                 conn.execute(schema.render(PROMOTE_DUE).encode())
+            admitted = admit(conn, schema) if errand.admitting else None
             claimed = [_claim(conn, schema, lease, room) for room in errand.rooms]
-            beat = lease.beat(conn, errand.served) if errand.renewing else None
+            beat = lease.beat(conn, errand.served, errand.pauses) if errand.renewing else None
     except psycopg.Error:
         # psycopg takes a statement for prepared once it has sent it, also where the server never came to it.
         conn._prepared.clear()
@@ -87,6 +95,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     return Reply(
         owned={row[0] for row in settled} if settled is not None else set(),
         claims=[[Claim(*row) for row in rows] for rows in claimed],
+        knocking=admitted is not None and has_left_some(admitted),
         look=lease.hear(beat) if beat is not None else None,
     )
 

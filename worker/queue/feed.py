@@ -53,6 +53,11 @@ class Feed(ABC):
     def cancel(self, claims: list[Claim]) -> None:
         """Somebody has cancelled these: end them. Called again and again until they are settled."""
 
+    @property
+    def has_lanes(self) -> bool:
+        """Whether a job that is known here has a limit, so that somebody here must let jobs into lanes."""
+        return False
+
     def overdue(self) -> list[Claim]:
         """Hand out, once, what was claimed ahead and has waited too long: others may have a slot for it."""
         return []

@@ -16,10 +16,12 @@ from psycopg.rows import class_row
 from worker.errors import ArgumentError
 from worker.queue.cancel_statements import CANCEL_JOBS
 from worker.queue.history import History, has_no_partition
+from worker.queue.queues import Queues
 from worker.queue.schema import Schema
 
-LIVE = ("scheduled", "available", "running")
+LIVE = ("scheduled", "held", "available", "running")
 STATES = (*LIVE, "done", "dead")
+_WAITING = ("scheduled", "held", "available")
 
 # Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
 # id of each partition, and those of states that nobody asked for are not looked at.
@@ -170,6 +172,13 @@ class Jobs:
         with self._conn.cursor(row_factory=class_row(FoundJob)) as cur:
             parameters = {**which._parameters, "limit": which.limit}
             return cur.execute(self._schema.render(FIND_JOBS).encode(), parameters).fetchall()
+
+    def obstacle(self, job: FoundJob) -> str | None:
+        """Why *job*, which waits, cannot start: its queue is paused, nobody knows its actor; None without a reason."""
+        if job.state not in _WAITING:
+            return None
+        full = "its lane is full: as many jobs as may run at once are before it" if job.state == "held" else None
+        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) or full
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """

@@ -25,6 +25,7 @@ from worker.queue.lease_statements import (
     TERMINATE_SESSIONS,
     UNREGISTER_WORKER,
 )
+from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
 
 logger = log.get_logger(__name__)
@@ -43,6 +44,7 @@ class Look(NamedTuple):
     has_available: bool
     needs_rescue: bool
     others_run: bool
+    pauses: Pauses
     cancelled: dict[str, int] | None = None
     """The tokens, by id, of this worker's jobs that somebody has cancelled."""
 
@@ -75,7 +77,6 @@ class Lease:
         duration: float,
         slots: int,
         pool_size: int,
-        queues: Sequence[str] | None = None,
         worker_id: UUID | None = None,
     ) -> None:
         self.worker_id = worker_id or uuid7()
@@ -84,7 +85,6 @@ class Lease:
         self._row = {
             "worker": self.worker_id,
             "name": f"{socket.gethostname()}:{os.getpid()}",
-            "queues": None if queues is None else list(queues),
             "slots": slots,
             "pool_size": pool_size,
             "lease": duration,
@@ -96,21 +96,33 @@ class Lease:
         """Seconds until others may rescue this worker's jobs; negative when they may have."""
         return self._renewed_at + self.duration - clock.monotonic()
 
-    def register(self, conn: psycopg.Connection[Any]) -> None:
-        """Say that this worker lives on *conn*'s session; again after each reconnect, which ends a countdown."""
+    def register(self, conn: psycopg.Connection[Any], served: Sequence[Room] = ()) -> Pauses:
+        """
+        Say that this worker lives on *conn*'s session; again after each reconnect, which ends a countdown.
+
+        Returns:
+            What is paused, so that not even the first claim takes it.
+        """
         self._registered_at = self._renewed_at = clock.monotonic()
-        self._execute(conn, REGISTER_WORKER, self._row)
+        queues, actors = _names(served)
+        parameters = {**self._row, "queues": queues, "actors": actors}
+        row = self._execute(conn, REGISTER_WORKER, parameters).fetchone()
+        return Pauses.of(*row) if row is not None else Pauses()
 
     def renew(self, conn: psycopg.Connection[Any], served: Sequence[Room]) -> Look | None:
         """The heartbeat; None when this worker was declared dead and its jobs are others' by now."""
         return self.hear(self.beat(conn, served))
 
-    def beat(self, conn: psycopg.Connection[Any], served: Sequence[Room]) -> Beat:
-        """The same for a pipeline: `hear` it when that is synced."""
+    def beat(self, conn: psycopg.Connection[Any], served: Sequence[Room], pauses: Pauses | None = None) -> Beat:
+        """The same for a pipeline: `hear` it when that is synced. What is paused of *served* is not looked for."""
+        known_queues, known_actors = _names(served)
+        queues, actors = _names((pauses or Pauses()).leave_out(served))
         parameters = {
             "worker": self.worker_id,
-            "queues": sorted({queue for room in served for queue in room.queues}),
-            "actors": sorted({actor for room in served for actor in (*room.actors, *room.holding)}),
+            "known_queues": known_queues,
+            "known_actors": known_actors,
+            "queues": queues,
+            "actors": actors,
         }
         asked_at = clock.monotonic()
         return Beat(asked_at, self._execute(conn, RENEW_LEASE, parameters))
@@ -120,7 +132,9 @@ class Lease:
         if row is None:
             return None
         self._renewed_at = beat.asked_at
-        return Look(*row)
+        next_due, has_available, needs_rescue, others_run, paused_queues, paused_actors, cancelled = row
+        pauses = Pauses.of(paused_queues, paused_actors)
+        return Look(next_due, has_available, needs_rescue, others_run, pauses, cancelled)
 
     def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:
         """The jobs, with their tokens, that this worker owns by the database's books."""
@@ -163,3 +177,10 @@ class Lease:
         self, conn: psycopg.Connection[Any], statement: Any, parameters: dict[str, Any]
     ) -> psycopg.Cursor[Any]:
         return conn.execute(self._schema.render(statement).encode(), parameters)
+
+
+def _names(served: Sequence[Room]) -> tuple[list[str], list[str]]:
+    """The queues and the actors of *served*."""
+    queues = {queue for room in served for queue in room.queues}
+    actors = {actor for room in served for actor in (*room.actors, *room.holding)}
+    return sorted(queues), sorted(actors)

@@ -7,19 +7,24 @@ from typing import LiteralString
 # The worker's row
 
 REGISTER_WORKER: LiteralString = """
-    INSERT INTO {schema}.worker AS worker (id, name, pid, backend_start, queues, slots, pool_size, lease)
-    SELECT %(worker)s, %(name)s, pg_backend_pid(), backend_start, %(queues)s, %(slots)s, %(pool_size)s, %(lease)s
+    INSERT INTO {schema}.worker AS worker (id, name, pid, backend_start, queues, actors, slots, pool_size, lease)
+    SELECT %(worker)s, %(name)s, pg_backend_pid(), backend_start, %(queues)s::text[], %(actors)s::text[], %(slots)s,
+        %(pool_size)s, %(lease)s
     FROM pg_stat_activity
     WHERE pid = pg_backend_pid()
     ON CONFLICT ON CONSTRAINT worker_pkey DO UPDATE
-    SET pid = excluded.pid, backend_start = excluded.backend_start, queues = excluded.queues,
-        heartbeat_at = clock_timestamp(), lost_at = NULL"""
+    SET pid = excluded.pid, backend_start = excluded.backend_start, queues = excluded.queues, actors = excluded.actors,
+        heartbeat_at = clock_timestamp(), lost_at = NULL
+    RETURNING
+        ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue') AS paused_queues,
+        ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors"""
 
 # The heartbeat, and in the same trip all that an idle worker must know. No row: this worker was declared dead.
 # A session of another role shows its pid but not its start, which must not look like a session that is gone.
 RENEW_LEASE: LiteralString = """
     UPDATE {schema}.worker AS me
-    SET heartbeat_at = clock_timestamp(), lost_at = NULL
+    SET heartbeat_at = clock_timestamp(), lost_at = NULL, queues = %(known_queues)s::text[],
+        actors = %(known_actors)s::text[]
     WHERE me.id = %(worker)s
     RETURNING
         (
@@ -65,6 +70,8 @@ RENEW_LEASE: LiteralString = """
             WHERE job.state = 'running'
               AND job.claimed_by <> %(worker)s
         ) AS others_run,
+        ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue') AS paused_queues,
+        ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors,
         (
             SELECT jsonb_object_agg(job.id, job.token)
             FROM {schema}.job AS job

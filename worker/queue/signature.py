@@ -89,6 +89,11 @@ class Signature:
         empty = inspect.Parameter.empty
         return tuple(name for name, parameter in self._binding.parameters.items() if parameter.default is empty)
 
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters that take arguments, by name."""
+        return self._binding.parameters
+
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """
         The arguments of one send as a JSON object by name.

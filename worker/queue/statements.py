@@ -282,7 +282,8 @@ HAS_JOBS: LiteralString = """
           AND state = ANY(%(states)s::text[])
     )"""
 
-# The same for what can run now: a job that waits for its time, or whose actor nobody here knows, does not count.
+# The same for what can run now: a job that waits for its time or for the end of a pause, or whose actor nobody here
+# knows, does not count.
 HAS_WORK: LiteralString = """
     SELECT EXISTS (
         SELECT
@@ -290,7 +291,12 @@ HAS_WORK: LiteralString = """
         WHERE queue = ANY(%(queues)s::text[])
           AND (
             state = 'running'
-            OR (state = 'available' OR due_at <= statement_timestamp()) AND actor = ANY(%(actors)s::text[])
+            OR (state IN ('available', 'held') OR due_at <= statement_timestamp()) AND actor = ANY(%(actors)s::text[])
+            AND NOT EXISTS (
+                SELECT
+                FROM {schema}.pause
+                WHERE (kind, name) IN (('queue', job.queue), ('actor', job.actor))
+            )
           )
     )"""
 

@@ -87,7 +87,6 @@ def _lease(config: Config) -> Lease:
         duration=config.lease,
         slots=config.job_slots,
         pool_size=config.pool_size,
-        queues=config.queues,
     )
 
 

@@ -83,6 +83,10 @@ class SlotFeed(Feed):
 
     # Called by the dispatcher
 
+    @property
+    def has_lanes(self) -> bool:
+        return self._broker.has_lanes
+
     def rooms(self) -> list[Room]:
         actors = list(self._broker.actors.values())
         with self._lock:

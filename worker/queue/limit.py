@@ -1,0 +1,80 @@
+"""Limits: how many jobs of a lane run at once over the whole fleet, and whether in order."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import msgspec
+
+from worker.errors import ConfigError, SignatureError
+
+_LONGEST = 300
+
+
+@dataclass(frozen=True)
+class Limit:
+    """
+    At most *size* jobs of each lane run at once, on all workers together; the others wait, without attempts.
+
+    Args:
+        by: The argument, or arguments, whose values make lanes: jobs with equal ones share one. Without it all jobs of
+            the actor do.
+        name: Of lanes that several actors share; the actor's own name by default.
+        in_order: A job never starts before those of its lane that were due earlier have settled for good: one that is
+            to be retried keeps the others waiting. Its *size* is 1.
+
+    Raises:
+        ConfigError: A value cannot work.
+    """
+
+    size: int = 1
+    _: KW_ONLY
+    by: str | Sequence[str] = ()
+    name: str | None = None
+    in_order: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
+            raise ConfigError(f"limit {self.size!r}: expected a whole number from 1 on")
+        if self.in_order and self.size != 1:
+            raise ConfigError(f"limit {self.size}: jobs in order run one at a time, expected a size of 1")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments that make lanes."""
+        return (self.by,) if isinstance(self.by, str) else tuple(self.by)
+
+    def check(self, actor: str, parameters: Mapping[str, inspect.Parameter]) -> None:
+        """
+        Refuse an argument that the job does not have.
+
+        Raises:
+            SignatureError: Says which.
+        """
+        for name in self.arguments:
+            if name not in parameters:
+                has = ", ".join(parameters) or "none"
+                raise SignatureError(f"job {actor!r}: limit by {name!r}: it has no such argument (it has: {has})")
+
+    def lane(self, actor: str, args: str, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+        """The lane of a job with *args*, JSON by name, as it is written among its options."""
+        given = msgspec.json.decode(args)
+        values = [given.get(name, _default(parameters[name])) for name in self.arguments]
+        name = self.name or actor
+        if values:
+            name += "".join(f" {key}={_text(value)}" for key, value in zip(self.arguments, values, strict=True))
+        if len(name) > _LONGEST:
+            name = f"{name[: _LONGEST - 65]} {hashlib.sha256(name.encode()).hexdigest()}"
+        return {"name": name, "size": self.size, "in_order": self.in_order}
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    return None if parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _text(value: Any) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
