@@ -14,8 +14,8 @@ from tests.pool.conftest import OpenPool
 from tests.pool.proxy import Proxy, proxied
 from tests.waiting import wait_until
 from worker import clock
-from worker.errors import Refused
-from worker.pool import Connection, ConnectOptions, Pool
+from worker.errors import DatabaseUnavailable, Refused
+from worker.pool import Connection, ConnectOptions, Pool, supply
 
 
 def fill(pool: Pool, count: int) -> None:
@@ -198,3 +198,63 @@ def test_an_interrupt_while_a_connection_is_ended_costs_no_seat(
 
 def interrupt() -> NoReturn:
     raise KeyboardInterrupt
+
+
+KEEPALIVES = {
+    "tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3, "tcp_user_timeout": 30_000,
+}  # fmt: skip
+SHOW = "SELECT name, setting::int FROM pg_settings WHERE name = ANY(%s)"
+
+
+def kept_alive(conn: psycopg.Connection) -> dict[str, int]:
+    return dict(conn.execute(SHOW, [list(KEEPALIVES)]).fetchall())
+
+
+def is_over_tcp(conn: psycopg.Connection) -> bool:
+    return scalar(conn, "SELECT client_addr FROM pg_stat_activity WHERE pid = pg_backend_pid()") is not None
+
+
+def over_tcp(url: str) -> str:
+    with psycopg.connect(url) as conn:
+        user, port, name = conn.info.user, conn.info.port, conn.info.dbname
+    return f"host=127.0.0.1 port={port} user={user} dbname={name}"
+
+
+def test_the_server_gives_up_a_client_that_vanished_as_soon_as_the_client_gives_up_the_server(
+    open_pool: OpenPool, database: str
+) -> None:
+    try:
+        pool = open_pool(over_tcp(database))
+    except DatabaseUnavailable:
+        pytest.skip("the server listens on no TCP port")
+
+    with pool.connection() as conn:
+        assert is_over_tcp(conn)
+        assert kept_alive(conn) == KEEPALIVES
+
+
+def test_a_session_over_a_unix_socket_has_no_keepalives_and_is_none_the_worse(pool: Pool) -> None:
+    with pool.connection() as conn:
+        if is_over_tcp(conn):
+            pytest.skip("the server is reached over TCP")
+        assert set(kept_alive(conn).values()) == {0}
+        assert scalar(conn, "SHOW client_connection_check_interval") == "2s"
+
+
+def test_a_server_that_cannot_look_for_its_client_still_keeps_the_session_alive(
+    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supply, "_CHECK_CLIENT", "SET client_connection_check_interval = 'never'")
+    pool = open_pool()
+
+    with pool.connection() as conn:
+        assert scalar(conn, "SHOW client_connection_check_interval") == "0"
+        assert scalar(conn, "SELECT source FROM pg_settings WHERE name = 'tcp_keepalives_idle'") == "session"
+
+
+def test_a_connection_is_set_up_in_one_trip(open_pool: OpenPool, database: str) -> None:
+    with proxied(database) as proxy:
+        open_pool(proxy.conninfo)
+
+        assert bytes(proxy.sent).count(b"SET client_connection_check_interval") == 1
+        assert bytes(proxy.sent).count(b"; SET tcp_keepalives_idle") == 1

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Never
+from typing import Any, LiteralString, Never
 from weakref import WeakSet
 
 import psycopg
@@ -25,15 +25,22 @@ from worker.secrecy import redacted
 
 logger = log.get_logger(__name__)
 
-# A session whose client vanished notices it within this time even in the middle of a query, so that neither its locks
-# nor its place under the server's limit outlive the client. Refused where the server's platform cannot do it.
-_CHECK_CLIENT = "SET client_connection_check_interval = '2s'"
+# An idle session whose client vanished is given up by the server after 30 + 3 x 10 s, as the client gives up the server
+# (`_KEEPALIVES` of the options), not after the hours of the system's default; over a Unix socket it has no effect.
+_KEEP_ALIVE: LiteralString = (
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;"
+    " SET tcp_user_timeout = '30s'"
+)
+# One in the middle of a query notices it within this time, so that neither its locks nor its place under the server's
+# limit outlive the client. Refused where the server's platform cannot do it.
+_CHECK_CLIENT: LiteralString = "SET client_connection_check_interval = '2s'"
 # How many connections are made at once: one at a time, as psycopg_pool does it, a cold pool of 20 with a distant server
 # does not serve its first 20 callers within their 5 s.
 _PARALLEL = 4
 # How long the end of a session is waited for where it is ended; what takes longer keeps its seat, and is watched.
 _GOODBYE = 0.25
-# After which a session whose end nobody confirmed counts as ended: keepalives have given it up by then on both sides.
+# After which a session whose end nobody confirmed counts as ended: the server has given it up by then (`_KEEP_ALIVE`,
+# and `_CHECK_CLIENT` within a query), unless its platform can do neither.
 _LINGER = 90.0
 # An idle connection may have been forgotten by something on its way that drops it silently: asked before it is used.
 _ASK_AFTER = 30.0
@@ -352,10 +359,19 @@ def _allowed_by(hook: Any, conn: Connection) -> bool:
 def _set_up(conn: Connection) -> None:
     before, conn.autocommit = conn.autocommit, True
     try:
-        conn.execute(_CHECK_CLIENT)
+        # One trip; what a server refuses is left out.
+        if not _accepts(conn, f"{_CHECK_CLIENT}; {_KEEP_ALIVE}"):
+            _accepts(conn, _KEEP_ALIVE)
+    finally:
+        conn.autocommit = before
+
+
+def _accepts(conn: Connection, settings: LiteralString) -> bool:
+    try:
+        conn.execute(settings)
     except psycopg.errors.DatabaseError as exc:
         if conn.closed:
             raise
         logger.debug("pool.no_client_check", reason=str(exc))
-    finally:
-        conn.autocommit = before
+        return False
+    return True
