@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, LiteralString, Never
 from weakref import WeakSet
 
 import psycopg
@@ -14,6 +16,7 @@ from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from worker import clock, log
+from worker.errors import Refused
 from worker.pool.connection import Connection
 from worker.pool.hygiene import Hygiene
 from worker.pool.options import ConnectOptions, PoolOptions
@@ -22,19 +25,27 @@ from worker.secrecy import redacted
 
 logger = log.get_logger(__name__)
 
-# A session whose client vanished notices it within this time even in the middle of a query, so that neither its locks
-# nor its place under the server's limit outlive the client. Refused where the server's platform cannot do it.
-_CHECK_CLIENT = "SET client_connection_check_interval = '2s'"
+# An idle session whose client vanished is given up by the server after 30 + 3 x 10 s, as the client gives up the server
+# (`_KEEPALIVES` of the options), not after the hours of the system's default; over a Unix socket it has no effect.
+_KEEP_ALIVE: LiteralString = (
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;"
+    " SET tcp_user_timeout = '30s'"
+)
+# One in the middle of a query notices it within this time, so that neither its locks nor its place under the server's
+# limit outlive the client. Refused where the server's platform cannot do it.
+_CHECK_CLIENT: LiteralString = "SET client_connection_check_interval = '2s'"
 # How many connections are made at once: one at a time, as psycopg_pool does it, a cold pool of 20 with a distant server
 # does not serve its first 20 callers within their 5 s.
 _PARALLEL = 4
 # How long the end of a session is waited for where it is ended; what takes longer keeps its seat, and is watched.
 _GOODBYE = 0.25
-# After which a session whose end nobody confirmed counts as ended: keepalives have given it up by then on both sides.
+# After which a session whose end nobody confirmed counts as ended: the server has given it up by then (`_KEEP_ALIVE`,
+# and `_CHECK_CLIENT` within a query), unless its platform can do neither.
 _LINGER = 90.0
 # An idle connection may have been forgotten by something on its way that drops it silently: asked before it is used.
 _ASK_AFTER = 30.0
 _ASK_TIMEOUT = 1.0
+_ASK_AT_ONCE = 32
 
 
 class Backoff(AttemptWithBackoff):
@@ -107,6 +118,12 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         self._connect_options = options
         self.conninfo, self.kwargs = options.conninfo, options.parameters
 
+    def _start_workers(self) -> None:
+        # A generator with a dead connection, which the garbage collector closes in a thread that is inside of `get`,
+        # gives its seat free, and that puts a task: a `queue.Queue` would wait for itself, SimpleQueue is re-entrant.
+        self._tasks = SimpleQueue()  # type: ignore[assignment]  # it has what workers use: get and put_nowait
+        super()._start_workers()
+
     # Making
 
     def _connect(self, timeout: float | None = None) -> Connection:
@@ -119,9 +136,19 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
                 conn.commit()
             self.hygiene.remember(conn)
         except BaseException:
-            conn.close()
+            self._give_up(conn)
             raise
         return conn
+
+    def _give_up(self, conn: Connection) -> None:
+        """End one that could not be set up; a session that lives on gets a seat of its own until it has ended."""
+        try:
+            conn.close()
+        finally:
+            with self._lock:
+                if not _is_gone(conn):
+                    self._nconns += 1
+                    self._lingering.append((conn, clock.monotonic()))
 
     def _maybe_grow_pool(self) -> None:
         """Begin to make as many connections as somebody waits for, or the minimum needs. Under the lock."""
@@ -136,10 +163,12 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         """Make the connection of a seat that is taken already; again and again as long as somebody needs it."""
         try:
             conn = self._connect()
-        except Exception as exc:
+        except BaseException as exc:  # a hook may raise SystemExit: neither this thread nor the seat may go with it
             self._say_unreachable(exc)
             with self._lock:
                 needed = bool(self._waiting) or self._nconns <= self._min_size
+                # The session of the last attempt may live on, and have this seat: the next is made when it has ended.
+                needed = needed and self._nconns <= self._max_size
                 if not needed:
                     self._nconns -= 1
                     self._num_growing -= growing
@@ -155,7 +184,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             self._min_size = min(self.options.min_size, self._max_size)
             self._maybe_grow_pool()
 
-    def _say_unreachable(self, exc: Exception) -> None:
+    def _say_unreachable(self, exc: BaseException) -> None:
         self._failure = exc if isinstance(exc, psycopg.Error) else None
         if self._failing_since is None:
             self._failing_since = clock.monotonic()
@@ -190,7 +219,11 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         now = conn.idle_since = clock.monotonic()
         if conn.closed or self._is_expired(conn, now):
             return False
-        return self._after_release is None or _allowed_by(self._after_release, conn)
+        try:
+            return self._after_release is None or _allowed_by(self._after_release, conn)
+        except BaseException:
+            self.retire(conn)
+            raise
 
     def _is_expired(self, conn: Connection, now: float) -> bool:
         return conn._expire_at <= now or conn._created_at <= self._drained_at
@@ -207,17 +240,47 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
     def retire(self, conn: Connection) -> None:
         """End a session for good; its seat is free when the server has ended it too."""
         conn._pool = None
-        conn.close(_GOODBYE)
-        self._vacate(conn)
+        try:
+            conn.close(_GOODBYE)
+        finally:
+            self._vacate(conn)
 
     def _vacate(self, conn: Connection) -> None:
         """*conn* is closed: give its seat to who waits, now or when its session is gone."""
         with self._lock:
-            if conn.has_ended():
+            if _is_gone(conn):
                 self._nconns -= 1
                 self._maybe_grow_pool()
             else:
                 self._lingering.append((conn, clock.monotonic()))
+
+    def drain(self) -> None:
+        """Replace every connection: idle ones as soon as their sessions have ended, those out when they come back."""
+        with self._lock:
+            self._drained_at = clock.monotonic()
+            idle = list(self._pool)
+            self._pool.clear()
+        for conn in idle:
+            self.retire_soon(conn)
+
+    def check(self) -> None:
+        """Ask every idle connection whether it answers, at most a second; one that does not is replaced."""
+        with self._lock:
+            idle = list(self._pool)
+            self._pool.clear()
+        self._examine(idle)
+
+    def resize(self, min_size: int, max_size: int | None = None) -> Never:
+        """
+        Not offered: the sizes are fixed when the pool opens.
+
+        Raises:
+            Refused: Always; names the options that set them.
+        """
+        raise Refused(
+            f"resize({min_size}, {max_size}) is refused, because the cap of an open pool is relied on: open it with"
+            " PoolOptions(min_size=..., max_size=...), and in a worker set WORKER_POOL_SIZE"
+        )
 
     def forget_lingering(self) -> None:
         """Watch no longer for the end of sessions: nobody needs their seats any more."""
@@ -241,22 +304,42 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
                 self._pool.remove(conn)
             lingering, self._lingering = self._lingering, []
         for conn in stale:
-            self.retire(conn)
-        for conn in suspect:
-            idle_since = conn.idle_since
-            if conn.answers(_ASK_TIMEOUT):
-                self._add_to_pool(conn)
-                conn.idle_since = idle_since
-            else:
-                self.retire(conn)
+            self.retire_soon(conn)
+        self._examine(suspect)
         for conn, since in lingering:
-            if conn.has_ended() or now - since > _LINGER:
+            if not conn.closed:  # who ended it was interrupted
+                self.retire_soon(conn)
+            elif conn.has_ended() or now - since > _LINGER:
                 conn.forget_end()
                 self._vacate(conn)
             else:
                 self._lingering.append((conn, since))
         with self._lock:
             self._maybe_grow_pool()
+
+    def _examine(self, conns: list[Connection]) -> None:
+        """Ask those that were taken out, side by side: however many are silent, that costs one timeout."""
+        if len(conns) <= 1:
+            for conn in conns:
+                self._put_back_if_live(conn)
+            return
+        with ThreadPoolExecutor(min(len(conns), _ASK_AT_ONCE), "pool-ask") as threads:
+            for conn in conns:
+                threads.submit(self._put_back_if_live, conn)
+
+    def _put_back_if_live(self, conn: Connection) -> None:
+        live = False
+        try:
+            live = not conn.closed and conn.answers(_ASK_TIMEOUT)
+        finally:
+            if live:
+                self._add_to_pool(conn)
+            else:
+                self.retire_soon(conn)
+
+
+def _is_gone(conn: Connection) -> bool:
+    return conn.closed and conn.has_ended()
 
 
 def _allowed_by(hook: Any, conn: Connection) -> bool:
@@ -276,10 +359,19 @@ def _allowed_by(hook: Any, conn: Connection) -> bool:
 def _set_up(conn: Connection) -> None:
     before, conn.autocommit = conn.autocommit, True
     try:
-        conn.execute(_CHECK_CLIENT)
+        # One trip; what a server refuses is left out.
+        if not _accepts(conn, f"{_CHECK_CLIENT}; {_KEEP_ALIVE}"):
+            _accepts(conn, _KEEP_ALIVE)
+    finally:
+        conn.autocommit = before
+
+
+def _accepts(conn: Connection, settings: LiteralString) -> bool:
+    try:
+        conn.execute(settings)
     except psycopg.errors.DatabaseError as exc:
         if conn.closed:
             raise
         logger.debug("pool.no_client_check", reason=str(exc))
-    finally:
-        conn.autocommit = before
+        return False
+    return True
