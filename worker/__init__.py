@@ -6,14 +6,18 @@ from worker.errors import (
     DatabaseUnavailable,
     SchemaError,
     SignatureError,
+    UnreadableJob,
     WorkerError,
 )
 from worker.pool import Pool, get_pool
 from worker.queue.actor import job
 from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResults
+from worker.queue.binding import bind
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
-from worker.queue.enqueue import bind
+from worker.queue.many import send_many, send_many_async
+from worker.queue.sent import Sent
+from worker.queue.unique import Unique
 from worker.schedule import cron, every
 
 __all__ = [
@@ -27,13 +31,18 @@ __all__ = [
     "PostgresLimits",
     "PostgresResults",
     "SchemaError",
+    "Sent",
     "SignatureError",
+    "Unique",
+    "UnreadableJob",
     "WorkerError",
     "bind",
     "cron",
     "every",
     "get_pool",
     "job",
+    "send_many",
+    "send_many_async",
 ]
 
 # So that a module of plain actors or jobs can be imported anywhere, with no server in sight.

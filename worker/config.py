@@ -79,6 +79,7 @@ class Config:
         grace: Seconds that running jobs get to finish when the worker is asked to stop.
         lease: Seconds without a heartbeat until other workers may rescue this worker's jobs.
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
+        max_args: The most bytes that the encoded arguments of a job may have.
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
@@ -95,6 +96,7 @@ class Config:
     lease: float = 10.0
     hygiene: str = "off"
     async_mode: str = "view"
+    max_args: int = 1_048_576
     until_empty: bool = False
     log_format: str = "auto"
     log_level: str = "info"
@@ -180,6 +182,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "lease": _seconds,
     "hygiene": _one_of("off", "detect", "discard"),
     "async_mode": _one_of("view", "thread"),
+    "max_args": _whole(1, 100_000_000),
     "log_format": _one_of("auto", "console", "json"),
     "log_level": _one_of("debug", "info", "warning", "error"),
 }

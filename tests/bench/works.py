@@ -15,7 +15,7 @@ import psycopg
 from tests.bench import jobs
 from tests.bench.server import commits, cpu_seconds
 from tests.factories import opened_pool
-from worker.queue.enqueue import insert
+from worker.queue.insertion import insert
 from worker.queue.schema import Schema
 
 Figures = dict[str, float]

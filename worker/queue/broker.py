@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import dramatiq.broker
 import psycopg
-from dramatiq import Broker, Consumer, Message, Middleware
+from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import default_middleware
@@ -21,18 +22,22 @@ from dramatiq.results import Results
 
 from worker import log
 from worker.config import Config
-from worker.errors import ConfigError, SchemaError
+from worker.errors import ArgumentError, ConfigError, SchemaError
 from worker.pool import Pool, PoolOptions, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
+from worker.queue.binding import bound_connection
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import bound_connection, check_delay, encode, insert
+from worker.queue.enqueue import encode
 from worker.queue.history import History
+from worker.queue.insertion import COPY_FROM, Standing, insert, insert_async
 from worker.queue.lease import Lease, application_name
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
+from worker.queue.send_options import check_delay
+from worker.queue.sent import Sent
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
 from worker.queue.transaction import Transaction
@@ -43,6 +48,9 @@ T = TypeVar("T")
 
 # How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
 _SEND_PATIENCE = 30.0
+# Between two tries when somebody's open transaction has the same unique key: the dispatcher must not wait for it.
+_KEY_PAUSE = 0.2
+_NO_ANSWER = f"the database did not answer within {_SEND_PATIENCE:.0f} s"
 _JOIN_INTERVAL = 0.02
 _STATES = ["available", "scheduled", "running"]
 
@@ -57,6 +65,7 @@ class PostgresBroker(Broker):
         url: A libpq connection string for a pool of its own; the process's pool, `worker.get_pool()`, when None.
         pool: An open pool to use instead.
         schema: The schema that holds the tables; `WORKER_SCHEMA` or "worker" when None.
+        max_args: The most bytes that the encoded arguments of a job may have; `WORKER_MAX_ARGS` or 1 MiB when None.
         middleware: Dramatiq's default list when None; the job transactions come first in any case.
         lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
     """
@@ -69,12 +78,14 @@ class PostgresBroker(Broker):
         schema: str | None = None,
         middleware: list[Middleware] | None = None,
         lease: float = 10.0,
+        max_args: int | None = None,
     ) -> None:
         # First of the list: its before-hooks come first and its after-hooks last.
         rest = self._default_middleware() if middleware is None else middleware
         self._url = url
         self._pool = pool
         self._lease_duration = lease
+        self._max_args = max_args
         self._opening = threading.RLock()
         self._open = ExitStack()
         self._feed: ConsumerFeed | None = None
@@ -103,6 +114,13 @@ class PostgresBroker(Broker):
             self._schema = Schema(Config.from_env(os.environ).schema)
         return self._schema
 
+    @property
+    def max_args(self) -> int:
+        """The most bytes that the encoded arguments of a job may have: as given, or the process's setting."""
+        if self._max_args is None:
+            self._max_args = Config.from_env(os.environ).max_args
+        return self._max_args
+
     @contextmanager
     def on(self, pool: Pool, schema: Schema) -> Iterator[None]:
         """Work on *pool* and *schema* while the block lasts, whatever the broker was made for; a worker does."""
@@ -114,6 +132,20 @@ class PostgresBroker(Broker):
             self._pool, self._schema = before
 
     # Declaring
+
+    def declare_actor(self, actor: Actor[..., Any]) -> None:
+        """
+        Declare an actor, and make the jobs sent under its former names its own.
+
+        Raises:
+            ConfigError: Another actor has one of those names.
+        """
+        former_names = getattr(actor, "former_names", ())
+        for name in [actor.actor_name, *former_names]:
+            if (other := self.actors.get(name)) is not None and other is not actor:
+                raise ConfigError(f"job {actor.actor_name!r}: {name!r} is a name of job {other.actor_name!r} already")
+        super().declare_actor(actor)
+        self.actors.update(dict.fromkeys(former_names, actor))
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue; again is harmless. No I/O: a queue is a name on a row."""
@@ -147,24 +179,78 @@ class PostgresBroker(Broker):
         if isinstance(message, Delivery) and message.settled:
             # Dramatiq's Worker calls the hooks again when it was interrupted in them: what is committed is not retried.
             return message
+        [sent] = self.enqueue_many([message], delay=delay)
+        return sent
+
+    def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """
+        `enqueue` for many: all or none, in one transaction.
+
+        Returns:
+            Them in order; of one that an existing job stands for, as its unique key says, a `Sent` with that job's id.
+        """
+        prepared = [self._prepare(message, delay) for message in messages]
+        bound = bound_connection()
+        if isinstance(bound, psycopg.AsyncConnection):
+            raise ArgumentError(
+                f"job {messages[0].actor_name!r}: a send under a bound psycopg.AsyncConnection would block its event"
+                " loop: use `await send_async(...)`, or one of its kin"
+            )
+        delivery = current.get()
+        if delivery is not None and delivery.collecting:
+            for message in prepared:
+                self.emit_before("enqueue", message, delay)
+                self._collect(delivery, message, delay)
+                self.emit_after("enqueue", message, delay)
+            return prepared
+        jobs = self._encode_all(prepared, delay)
+        return self._enqueued(prepared, delay, jobs, self._write(jobs) if jobs else {})
+
+    async def enqueue_async(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """`enqueue_many` for coroutines: the loop goes on meanwhile."""
+        prepared = [self._prepare(message, delay) for message in messages]
+        jobs = self._encode_all(prepared, delay)
+        return self._enqueued(prepared, delay, jobs, await self._write_async(jobs) if jobs else {})
+
+    def _prepare(self, message: Message[Any], delay: int | None) -> Message[Any]:
         if delay is not None:
             check_delay(message.actor_name, delay)
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
         if q_name(message.queue_name) not in self.queues:
             raise QueueNotFound(message.queue_name)
-        self.emit_before("enqueue", message, delay)
-        delivery = current.get()
-        if delivery is not None and delivery.collecting:
-            self._collect(delivery, message, delay)
-        else:
-            self._write(self.encode(message, delay))
-        self.emit_after("enqueue", message, delay)
         return message
+
+    def _encode_all(self, messages: Sequence[Message[Any]], delay: int | None) -> list[NewJob]:
+        """Every row, before anything is written."""
+        jobs = []
+        for index, message in enumerate(messages):
+            self.emit_before("enqueue", message, delay)
+            try:
+                jobs.append(self.encode(message, delay))
+            except ArgumentError as exc:
+                if len(messages) == 1:
+                    raise
+                raise ArgumentError(f"send_many(), item {index}: {exc}") from None
+        if len({new.id for new in jobs}) < len(jobs):
+            raise ArgumentError(f"send_many(): of {len(jobs)} messages some are the same: send each once")
+        return jobs
+
+    def _enqueued(
+        self, messages: Sequence[Message[Any]], delay: int | None, jobs: Sequence[NewJob], standing: Standing
+    ) -> list[Message[Any]]:
+        enqueued = []
+        for message, new in zip(messages, jobs, strict=True):
+            existing = standing.get(new.id)
+            if existing is None:
+                self.emit_after("enqueue", message, delay)
+            enqueued.append(message if existing is None else Sent.of(message, existing=str(existing)))
+        return enqueued
 
     def encode(self, message: Message[Any] | Delivery, delay: int | None) -> NewJob:
         """The row of *message*."""
-        return encode(message, delay, self.actors.get(message.actor_name))  # type: ignore[arg-type]  # a proxy is a message
+        actor = self.actors.get(message.actor_name)
+        return encode(message, delay, actor, max_size=self.max_args)  # type: ignore[arg-type]  # a proxy is a message
 
     def keep_house(self) -> None:
         """Have the dispatcher make the history's partitions now: a commit has found none for its day."""
@@ -179,21 +265,63 @@ class PostgresBroker(Broker):
             delivery.broken = exc
             raise
 
-    def _write(self, job: NewJob) -> None:
-        if (conn := bound_connection()) is not None:
-            insert(conn, self.schema, [job])
-            return
-        try:
-            if self.dispatcher is not None:
-                with shield.get()():
-                    _wait_for(self.dispatcher.send([job]))
-            else:
+    def _write(self, jobs: Sequence[NewJob]) -> Standing:
+        bound = bound_connection()
+        if isinstance(bound, psycopg.Connection):
+            return insert(bound, self.schema, jobs)
+        with self._enqueueing(jobs):
+            if self.dispatcher is None or len(jobs) >= COPY_FROM:
                 with self.pool.connection() as conn:
-                    insert(conn, self.schema, [job])
+                    return insert(conn, self.schema, jobs)
+            for pause in _pauses():
+                try:
+                    with shield.get()():
+                        return _wait_for(self._dispatch(self.dispatcher, jobs)) or {}
+                except psycopg.errors.LockNotAvailable:
+                    if pause is None:
+                        raise
+                time.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+    async def _write_async(self, jobs: Sequence[NewJob]) -> Standing:
+        bound, delivery = bound_connection(), current.get()
+        if isinstance(bound, psycopg.Connection):
+            return await asyncio.to_thread(insert, bound, self.schema, jobs)
+        if bound is not None:
+            return await insert_async(bound, self.schema, jobs)
+        if delivery is not None and delivery.conn is not None:
+            return await insert_async(delivery.view, self.schema, jobs)
+        with self._enqueueing(jobs):
+            if self.dispatcher is None or len(jobs) >= COPY_FROM:
+                pool = await asyncio.to_thread(lambda: self.pool)  # which may have to be opened
+                async with pool.connection() as conn:
+                    return await insert_async(conn, self.schema, jobs)
+            for pause in _pauses():
+                try:
+                    sending = asyncio.wrap_future(self._dispatch(self.dispatcher, jobs))
+                    return await asyncio.wait_for(sending, _SEND_PATIENCE) or {}
+                except TimeoutError:
+                    raise psycopg.OperationalError(_NO_ANSWER) from None
+                except psycopg.errors.LockNotAvailable:
+                    if pause is None:
+                        raise
+                await asyncio.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+    def _dispatch(self, dispatcher: Dispatcher, jobs: Sequence[NewJob]) -> Future[Any]:
+        if all(new.is_plain for new in jobs):
+            return dispatcher.send(jobs)  # one statement with the sends of others
+        return dispatcher.submit(lambda conn: insert(conn, self.schema, jobs))
+
+    @contextmanager
+    def _enqueueing(self, jobs: Sequence[NewJob]) -> Iterator[None]:
+        what = f"job {jobs[0].actor!r} was" if len(jobs) == 1 else f"{len(jobs)} jobs were"
+        try:
+            yield
         except psycopg.errors.UndefinedTable as exc:
             raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
-            raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
+            raise BrokerConnectionError(f"{what} not enqueued for certain: {exc}") from exc
 
     def execute(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """
@@ -341,11 +469,19 @@ def _reaching_the_database() -> Iterator[None]:
         raise BrokerConnectionError(str(exc)) from exc
 
 
+def _pauses() -> Iterator[float | None]:
+    """Between the tries of a send; None after the last."""
+    deadline = time.monotonic() + _SEND_PATIENCE
+    while time.monotonic() < deadline:
+        yield _KEY_PAUSE
+    yield None
+
+
 def _wait_for(sent: Future[T]) -> T:
     try:
         return sent.result(_SEND_PATIENCE)
     except FutureTimeout:
         sent.cancel()
-        raise psycopg.OperationalError(f"the database did not answer within {_SEND_PATIENCE:.0f} s") from None
+        raise psycopg.OperationalError(_NO_ANSWER) from None
     except CancelledError:
         raise psycopg.OperationalError("the worker has stopped before it was written") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dramatiq.middleware import SkipMessage
 
+from worker.errors import UnreadableJob
 from worker.queue.delivery import Delivery, describe
 from worker.queue.enqueue import encode_options
 from worker.queue.settlement import Outcome, Settlement, storable
@@ -20,6 +21,8 @@ def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
         options = encode_options({**delivery.sent_options, "cuts": delivery.cuts + 1}, delivery.claim.actor)
         return Settlement(*proof, Outcome.RELEASED, delay, storable(describe(exception)), options)
     following = tuple(delivery.following)
+    if isinstance(exception, UnreadableJob):
+        return Settlement(*proof, Outcome.DEAD, error=storable(f"quarantined: {exception}"), following=following)
     if delivery.broken is not None:
         # What should follow from the job cannot be stored, now or at any later attempt.
         return Settlement(*proof, Outcome.DEAD, error=storable(describe(delivery.broken)))

@@ -64,6 +64,7 @@ class Delivery(MessageProxy):
         self.following: list[NewJob] = []
         self.broken: Exception | None = None
         self._in_body = False
+        self._view: psycopg.AsyncConnection[Any] | None = None
 
     def enter_body(self) -> bool:
         """True once, for the worker's own call; a job that calls itself by hand gets the plain function."""
@@ -86,7 +87,15 @@ class Delivery(MessageProxy):
             return self.context
         if self.conn is None:
             raise RuntimeError(f"job {self.claim.actor!r}: no connection was opened for this run")
-        return self.conn if kind == "Connection" else self.pool.view(self.conn)
+        return self.conn if kind == "Connection" else self.view
+
+    @property
+    def view(self) -> psycopg.AsyncConnection[Any]:
+        """This run's connection for coroutines: always the same one, because each has a lock of its own."""
+        if self._view is None:
+            assert self.conn is not None  # noqa: S101  # asked for by a run that has one
+            self._view = self.pool.view(self.conn)
+        return self._view
 
     @property
     def holder(self) -> str:

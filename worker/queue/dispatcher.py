@@ -17,9 +17,9 @@ from worker import clock, log
 from worker.pool import Pool
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.enqueue import insert
 from worker.queue.group_commit import GroupCommit
 from worker.queue.history import History
+from worker.queue.insertion import insert
 from worker.queue.lease import Lease
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema

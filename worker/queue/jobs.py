@@ -21,6 +21,8 @@ STATES = (*LIVE, "done", "dead")
 # Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
 # id of each partition, and those of states that nobody asked for are not looked at.
 FIND_JOBS: LiteralString = """
+    SELECT found.*, ARRAY(SELECT tag FROM {schema}.job_tag WHERE job_id = found.id ORDER BY tag) AS tags
+    FROM (
     (
         SELECT id, state, queue, actor, attempt, crashes, priority, due_at, enqueued_at, claimed_at AS started_at,
             NULL::timestamptz AS finished_at, claimed_by AS worker, args, error
@@ -30,6 +32,9 @@ FIND_JOBS: LiteralString = """
           AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
           AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
           AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND (%(tags)s::text[] IS NULL OR id IN (
+            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+          ))
         ORDER BY id DESC
         LIMIT %(limit)s
     )
@@ -43,6 +48,9 @@ FIND_JOBS: LiteralString = """
           AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
           AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
           AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND (%(tags)s::text[] IS NULL OR id IN (
+            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+          ))
         ORDER BY id DESC
         LIMIT %(limit)s
     )
@@ -55,11 +63,16 @@ FIND_JOBS: LiteralString = """
           AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
           AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
           AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND (%(tags)s::text[] IS NULL OR id IN (
+            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+          ))
         ORDER BY id DESC
         LIMIT %(limit)s
     )
     ORDER BY id DESC
-    LIMIT %(limit)s"""
+    LIMIT %(limit)s
+    ) AS found
+    ORDER BY id DESC"""
 
 # job_dead_pkey. A dead letter whose id lives again, because it was sent anew, stays where it is.
 TAKE_DEAD: LiteralString = """
@@ -69,6 +82,9 @@ TAKE_DEAD: LiteralString = """
       AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
       AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
       AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+      AND (%(tags)s::text[] IS NULL OR id IN (
+        SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+      ))
       AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = dead.id)
     ORDER BY id
     LIMIT %(limit)s
@@ -109,6 +125,7 @@ class JobFilter:
         states: Some of `STATES`.
         id: A whole id, or the beginning of one.
         since: Enqueued at or after this instant.
+        tags: With all of these tags.
 
     Raises:
         ArgumentError: A state is unknown, or *id* is not the beginning of one.
@@ -119,6 +136,7 @@ class JobFilter:
     queues: Sequence[str] | None = None
     actors: Sequence[str] | None = None
     since: datetime | None = None
+    tags: Sequence[str] | None = None
     limit: int = 100
     _parameters: dict[str, Any] = field(init=False, repr=False, compare=False)
 
@@ -130,6 +148,7 @@ class JobFilter:
             "states": list(self.states), "first_id": first_id, "last_id": last_id, "since": self.since,
             "queues": None if self.queues is None else list(self.queues),
             "actors": None if self.actors is None else list(self.actors),
+            "tags": list(self.tags) if self.tags else None, "num_tags": len(set(self.tags or ())),
         })  # fmt: skip
 
 
@@ -151,6 +170,7 @@ class FoundJob:
     worker: UUID | None
     args: dict[str, Any] | None
     error: str | None
+    tags: list[str]
 
 
 class Jobs:

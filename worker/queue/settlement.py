@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 
+from worker.queue.insertion import commits_by_itself, insert
 from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
 from worker.queue.statements import SETTLE_JOBS
@@ -60,7 +62,22 @@ def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[
     """
     # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
     settlements = sorted(settlements, key=lambda settlement: (settlement.id, settlement.token))
-    parents = [(settlement.id, new) for settlement in settlements for new in settlement.following]
+    following = [(settlement.id, new) for settlement in settlements for new in settlement.following]
+    parents = [(parent, new) for parent, new in following if new.is_plain]
+    special = [(parent, new) for parent, new in following if not new.is_plain]
+    with conn.transaction() if special and commits_by_itself(conn) else nullcontext():
+        owned = _settle(conn, schema, settlements, parents)
+        if special:
+            insert(conn, schema, [new for parent, new in special if parent in owned])
+        return owned
+
+
+def _settle(
+    conn: psycopg.Connection[Any],
+    schema: Schema,
+    settlements: Sequence[Settlement],
+    parents: Sequence[tuple[UUID, NewJob]],
+) -> set[UUID]:
     rows = conn.execute(
         schema.render(SETTLE_JOBS).encode(),
         {

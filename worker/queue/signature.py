@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_origin, get_type_hints
 
@@ -13,7 +13,7 @@ import msgspec
 import msgspec.inspect
 import psycopg
 
-from worker.errors import ArgumentError, SignatureError
+from worker.errors import ArgumentError, SignatureError, UnreadableJob
 from worker.pool import Connection, Pool
 from worker.queue.context import Context
 
@@ -28,6 +28,9 @@ _CONNECTIONS = ("Connection", "AsyncConnection")
 
 # An escape of U+0000 that is not itself the tail of an escaped backslash; jsonb refuses it.
 NUL_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+_MAYBE_CHANGED = re.compile(rb"\d[eE]\+?\d|-0\.0")
+# A float that `jsonb` would change, or a string, in which nothing is one.
+_CHANGED_FLOAT = re.compile(rb'"(?:[^"\\]|\\.)*"|(?P<float>-0\.0(?![\d.eE])|-?\d+(?:\.\d+)?[eE]\+?\d+)')
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Signature:
         injected: Kinds of the leading parameters: Connection, AsyncConnection, Pool or Context.
         arguments: A Struct with the others by name: what travels.
         unchecked: Names of arguments without an annotation; they take plain JSON only.
+        loose: Names of arguments whose annotation leaves something open, such as `dict` or `list[Any]`.
+        aliases: Parameters' present names by the names they had.
     """
 
     name: str
@@ -46,11 +51,13 @@ class Signature:
     injected: tuple[str, ...]
     arguments: type[msgspec.Struct]
     unchecked: frozenset[str]
+    loose: frozenset[str]
+    aliases: Mapping[str, str]
     _binding: inspect.Signature
     _decoder: msgspec.json.Decoder[Any]
 
     @classmethod
-    def read(cls, fn: Callable[..., Any], name: str) -> Signature:
+    def read(cls, fn: Callable[..., Any], name: str, *, aliases: Mapping[str, str] | None = None) -> Signature:
         """
         Read the signature of the job *name*.
 
@@ -74,8 +81,11 @@ class Signature:
             decoder = msgspec.json.Decoder(arguments)
         except (TypeError, ValueError) as exc:
             raise SignatureError(f"{where}: {exc}") from exc
+        binding = inspect.Signature(parameters)
         unchecked = frozenset(parameter.name for parameter in parameters if parameter.name not in hints)
-        return cls(name, is_async, tuple(injected), arguments, unchecked, inspect.Signature(parameters), decoder)
+        loose = frozenset(key for key, hint in hints.items() if key in binding.parameters and _is_open(hint))
+        _check_aliases(aliases or {}, binding, where)
+        return cls(name, is_async, tuple(injected), arguments, unchecked, loose, aliases or {}, binding, decoder)
 
     @property
     def takes_connection(self) -> bool:
@@ -87,6 +97,19 @@ class Signature:
         """Names of the arguments without a default."""
         empty = inspect.Parameter.empty
         return tuple(name for name, parameter in self._binding.parameters.items() if parameter.default is empty)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """
+        Refuse *names* that are not arguments of the job.
+
+        Raises:
+            SignatureError: Names the first, and the arguments there are.
+        """
+        for name in names:
+            if name not in self._binding.parameters:
+                raise SignatureError(
+                    f"job {self.name!r}: {name!r} is none of its arguments ({', '.join(self._binding.parameters)})"
+                )
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """
@@ -106,10 +129,16 @@ class Signature:
                     " would change: annotate the parameter with its type, or send plain JSON"
                 )
         try:
-            text = msgspec.json.encode(given)
-            self._decoder.decode(text)
+            text = _exact_floats(msgspec.json.encode(given))
+            arrives = self._decoder.decode(text)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
             raise ArgumentError(f"job {self.name!r}: {exc}") from None
+        for parameter in self.loose & given.keys():
+            if not _is_same(given[parameter], getattr(arrives, parameter)):
+                raise ArgumentError(
+                    f"job {self.name!r}: argument {parameter!r} holds what JSON would change where its annotation"
+                    " leaves the type open: annotate what it holds, or send plain JSON"
+                )
         if b"null" in text and not _is_finite(msgspec.to_builtins(given)):
             raise ArgumentError(f"job {self.name!r}: an argument holds a NaN or an infinity, which JSON cannot carry")
         if NUL_ESCAPE.search(text):
@@ -123,14 +152,26 @@ class Signature:
         The arguments of one run, from plain JSON to the annotated types, defaults filled in.
 
         Raises:
-            ArgumentError: They do not fit, say because they were sent by an older or newer version of the job.
+            UnreadableJob: They do not fit, say because they were sent by an older or newer version of the job.
         """
         try:
-            given = self._binding.bind(*args, **kwargs).arguments
+            given = self._binding.bind(*args, **self._renamed(kwargs)).arguments
             struct = msgspec.convert(given, self.arguments)
-        except (TypeError, msgspec.ValidationError) as exc:
-            raise ArgumentError(f"job {self.name!r}: {exc}") from None
+        except (TypeError, OverflowError, msgspec.ValidationError) as exc:
+            raise UnreadableJob(
+                f"job {self.name!r}: {exc}: it was sent by another version of the job, or by hand; it takes"
+                f" {self._binding}"
+            ) from None
         return {name: getattr(struct, name) for name in self._binding.parameters}
+
+    def _renamed(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not any(old in kwargs for old in self.aliases):
+            return kwargs
+        renamed = dict(kwargs)
+        for old, new in self.aliases.items():
+            if old in renamed:
+                renamed.setdefault(new, renamed.pop(old))
+        return renamed
 
 
 def _hints(fn: Callable[..., Any], where: str) -> dict[str, Any]:
@@ -194,6 +235,60 @@ def _not_json(node: Any) -> Iterator[type]:
     elif isinstance(node, tuple):
         for item in node:
             yield from _not_json(item)
+
+
+def _is_open(hint: Any) -> bool:
+    """Whether *hint* leaves the type of something open, so that JSON may change it unnoticed."""
+
+    def any_types(node: Any) -> bool:
+        if isinstance(node, msgspec.inspect.AnyType):
+            return True
+        if isinstance(node, msgspec.inspect.StructType):
+            return False
+        if isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field):
+            return any(any_types(getattr(node, name)) for name in node.__struct_fields__)
+        return isinstance(node, tuple) and any(map(any_types, node))
+
+    return any_types(msgspec.inspect.type_info(hint))
+
+
+def _check_aliases(aliases: Mapping[str, str], binding: inspect.Signature, where: str) -> None:
+    for old, new in aliases.items():
+        if old in binding.parameters:
+            raise SignatureError(f"{where}: alias {old!r}: it is the name of a parameter; give it as {{'old': 'new'}}")
+        if new not in binding.parameters:
+            raise SignatureError(f"{where}: alias {old!r} of {new!r}, which is none of its arguments")
+
+
+def _exact_floats(text: bytes) -> bytes:
+    """
+    *text* with its floats written so that `jsonb`, whose numbers are decimals, gives them back as they are.
+
+    It would write 1e22 without a point, which is an int then, and knows no -0.0: that is told from 0.0 by a number so
+    small that a float has no other place for it.
+    """
+    return _CHANGED_FLOAT.sub(_exact_float, text) if _MAYBE_CHANGED.search(text) else text
+
+
+def _exact_float(match: re.Match[bytes]) -> bytes:
+    token = match["float"]
+    if token is None:
+        return match[0]
+    if token == b"-0.0":
+        return b"-1e-400"
+    value = float(token)
+    return f"{int(value)}.0".encode() if value.is_integer() else token
+
+
+def _is_same(given: Any, arrives: Any) -> bool:
+    """Whether a value came through JSON unchanged, apart from tuples that became lists."""
+    if isinstance(given, dict) and isinstance(arrives, dict):
+        return given.keys() == arrives.keys() and all(_is_same(given[key], arrives[key]) for key in given)
+    if isinstance(given, list | tuple) and isinstance(arrives, list | tuple):
+        return len(given) == len(arrives) and all(map(_is_same, given, arrives))
+    if isinstance(given, float) and not math.isfinite(given):
+        return True  # refused with a reason of its own
+    return bool(given == arrives)
 
 
 def _is_finite(value: Any) -> bool:

@@ -11,9 +11,9 @@ from worker import log
 from worker.errors import LostLease, TransactionEnded
 from worker.pool import holder
 from worker.queue.actor import Job
+from worker.queue.binding import bind
 from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
-from worker.queue.enqueue import bind
 from worker.queue.job_transaction import JobTransaction, has_no_partition
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema

@@ -17,9 +17,9 @@ from worker import clock, log
 from worker.config import Config
 from worker.errors import ConfigError, LeaseLost, SchemaError
 from worker.pool import Pool, PoolOptions, bind_pool, shield
+from worker.queue.binding import bind
 from worker.queue.broker import PostgresBroker, postgres_broker
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import bind
 from worker.queue.history import History
 from worker.queue.identity import job_id
 from worker.queue.lease import Lease, application_name

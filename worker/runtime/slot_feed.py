@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from uuid import UUID
 
 from dramatiq import Actor
@@ -61,7 +61,7 @@ class SlotFeed:
 
     def rooms(self) -> Iterator[Room]:
         """First for jobs that take a connection, then for the rest; each sees what the one before has filled."""
-        actors = list(self._broker.actors.values())
+        actors = dict(self._broker.actors)
         queues = self.queues
         if self._slots <= self._checkouts:
             yield Room(queues, _names(actors, lambda _: True), self._free())
@@ -116,5 +116,6 @@ def takes_connection(actor: Actor[..., object]) -> bool:
     return isinstance(actor, Job) and actor.signature.takes_connection
 
 
-def _names(actors: Sequence[Actor[..., object]], chosen: Callable[[Actor[..., object]], bool]) -> list[str]:
-    return [actor.actor_name for actor in actors if chosen(actor)]
+def _names(actors: Mapping[str, Actor[..., object]], chosen: Callable[[Actor[..., object]], bool]) -> list[str]:
+    # By every name that an actor has or had.
+    return [name for name, actor in actors.items() if chosen(actor)]
