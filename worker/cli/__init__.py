@@ -12,6 +12,7 @@ from worker.cli import exits
 _VERBS = {
     "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
+    "enqueue": "worker.cli.enqueue",
     "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",

@@ -25,7 +25,8 @@ _MANY = 1_000_000_000
 _WIDE = 240
 
 
-def _age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+def age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    """Callback of an option that takes a length of time, such as 90m."""
     if value is None:
         return None
     match = _AGE.fullmatch(value.strip())
@@ -40,7 +41,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--queue", "queues", multiple=True, help="Only of this queue; repeat for more."),
         click.option("--actor", "actors", multiple=True, help="Only of this actor; repeat for more."),
         click.option("--tag", "tags", multiple=True, help="Only with this tag; repeat for all of several."),
-        click.option("--since", metavar="AGE", callback=_age, help="Only those enqueued within, such as 90m or 2d."),
+        click.option("--since", metavar="AGE", callback=age, help="Only those enqueued within, such as 90m or 2d."),
         schema_name,
         database_url,
     ]

@@ -122,7 +122,7 @@ class PostgresBroker(Broker):
         return self._max_args
 
     @contextmanager
-    def on(self, pool: Pool, schema: Schema) -> Iterator[None]:
+    def on(self, pool: Pool | None, schema: Schema) -> Iterator[None]:
         """Work on *pool* and *schema* while the block lasts, whatever the broker was made for; a worker does."""
         before = self._pool, self._schema
         self._pool, self._schema = pool, schema

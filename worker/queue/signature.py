@@ -147,6 +147,44 @@ class Signature:
             )
         return text.decode()
 
+    def parse(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """
+        Arguments that a person has typed, as the types they have: `42` is a number for an int and text for a str.
+
+        Raises:
+            ArgumentError: One does not fit its parameter; an unknown one is left for the send to refuse.
+        """
+        types = {field.name: field.type for field in msgspec.structs.fields(self.arguments)}
+        return {name: self._parse(name, text, types.get(name, Any)) for name, text in texts.items()}
+
+    def _parse(self, name: str, text: str, hint: Any) -> Any:
+        if hint is not Any:
+            try:
+                return msgspec.convert(text, hint, strict=False)
+            except msgspec.ValidationError as exc:
+                reason = exc
+        try:
+            return msgspec.json.decode(text, type=hint)
+        except msgspec.ValidationError as exc:
+            raise ArgumentError(f"job {self.name!r}: argument {name!r}: {exc}") from None
+        except msgspec.DecodeError:
+            if hint is Any:
+                return text
+            raise ArgumentError(f"job {self.name!r}: argument {name!r} is {text!r}: {reason}") from None
+
+    def from_json(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Arguments of plain JSON, or of their types already, as the types they have.
+
+        Raises:
+            ArgumentError: One does not fit its parameter; an unknown one is left for the send to refuse.
+        """
+        types = {field.name: field.type for field in msgspec.structs.fields(self.arguments)}
+        try:
+            return {name: msgspec.convert(value, types.get(name, Any)) for name, value in given.items()}
+        except msgspec.ValidationError as exc:
+            raise ArgumentError(f"job {self.name!r}: {exc}") from None
+
     def convert(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """
         The arguments of one run, from plain JSON to the annotated types, defaults filled in.
