@@ -16,7 +16,9 @@ from worker.queue.binding import bind
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
 from worker.queue.many import send_many, send_many_async
+from worker.queue.retries import Retry
 from worker.queue.sent import Sent
+from worker.queue.snooze import Snooze
 from worker.queue.unique import Unique
 from worker.schedule import cron, every
 
@@ -30,9 +32,11 @@ __all__ = [
     "PostgresGroups",
     "PostgresLimits",
     "PostgresResults",
+    "Retry",
     "SchemaError",
     "Sent",
     "SignatureError",
+    "Snooze",
     "Unique",
     "UnreadableJob",
     "WorkerError",

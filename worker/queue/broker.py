@@ -17,6 +17,7 @@ import psycopg
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import Retries as DramatiqRetries
 from dramatiq.middleware import default_middleware
 from dramatiq.results import Results
 
@@ -35,6 +36,7 @@ from worker.queue.history import History
 from worker.queue.insertion import COPY_FROM, Standing, insert, insert_async
 from worker.queue.lease import Lease, application_name
 from worker.queue.new_job import NewJob
+from worker.queue.retries import Retries
 from worker.queue.schema import Schema
 from worker.queue.send_options import check_delay
 from worker.queue.sent import Sent
@@ -339,7 +341,7 @@ class PostgresBroker(Broker):
 
     def _default_middleware(self) -> list[Middleware]:
         """Dramatiq's own, and results and groups on Postgres, so that `store_results=True` is all that is needed."""
-        rest: list[Middleware] = [make() for make in default_middleware]
+        rest: list[Middleware] = [Retries() if make is DramatiqRetries else make() for make in default_middleware]
         return [*rest, Results(backend=PostgresResults(self)), PostgresGroups(self)]
 
     # Hooks

@@ -8,11 +8,14 @@ from worker.errors import UnreadableJob
 from worker.queue.delivery import Delivery, describe
 from worker.queue.enqueue import encode_options
 from worker.queue.settlement import Outcome, Settlement, storable
+from worker.queue.snooze import Snooze
 
 
 def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
     """What becomes of *delivery* after the middleware has seen how its run ended, with *exception* or without."""
     proof = delivery.claim.id, delivery.claim.token
+    if isinstance(exception, Snooze):
+        return Settlement(*proof, Outcome.RELEASED, exception.seconds)
     if delivery.costs_no_attempt(exception):
         # Soon, but not at once: whatever cut it short may need a moment, and each time a longer one.
         delay = 0.0 if delivery.stopping.is_set() else 0.1 * 4**delivery.cuts

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn
 from uuid import UUID
+
+from worker.queue.snooze import Snooze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +29,12 @@ class Context:
     attempt: int
     options: dict[str, Any]
     stopping: threading.Event = field(repr=False)
+
+    def snooze(self, seconds: float | timedelta) -> NoReturn:
+        """
+        End this run and begin anew in *seconds*, as if it had not been: it costs no attempt, its writes are undone.
+
+        Raises:
+            Snooze: Always; that is what ends it.
+        """
+        raise Snooze(seconds)

@@ -25,7 +25,8 @@ FIND_JOBS: LiteralString = """
     FROM (
     (
         SELECT id, state, queue, actor, attempt, crashes, priority, due_at, enqueued_at, claimed_at AS started_at,
-            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error
+            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error,
+            options -> 'errors' AS errors
         FROM {schema}.job
         WHERE state = ANY(%(states)s)
           AND id BETWEEN %(first_id)s AND %(last_id)s
@@ -40,7 +41,7 @@ FIND_JOBS: LiteralString = """
     )
     UNION ALL (
         SELECT id, outcome, queue, actor, attempt, 0, priority, due_at, enqueued_at, started_at, finished_at, worker,
-            args, error
+            args, error, NULL
         FROM {schema}.job_history
         WHERE 'done' = ANY(%(states)s)
           AND outcome = 'done'
@@ -56,7 +57,7 @@ FIND_JOBS: LiteralString = """
     )
     UNION ALL (
         SELECT id, 'dead', queue, actor, attempt, crashes, priority, due_at, enqueued_at, started_at, died_at, worker,
-            args, error
+            args, error, options -> 'errors'
         FROM {schema}.job_dead
         WHERE 'dead' = ANY(%(states)s)
           AND id BETWEEN %(first_id)s AND %(last_id)s
@@ -170,6 +171,7 @@ class FoundJob:
     worker: UUID | None
     args: dict[str, Any] | None
     error: str | None
+    errors: list[dict[str, Any]] | None
     tags: list[str]
 
 
