@@ -10,7 +10,8 @@ import pytest
 
 from tests.factories import scalar
 from tests.waiting import wait_until
-from worker import ArgumentError, PostgresBroker, bind, job
+from worker import ArgumentError, Pool, PostgresBroker, bind, job
+from worker.pool.threaded import ThreadedConnection
 
 
 @pytest.fixture
@@ -69,6 +70,15 @@ def test_a_send_under_a_bound_async_connection_that_would_block_is_refused(charg
 
     with pytest.raises(ArgumentError, match=r"would block its event loop: use `await send_async\(\.\.\.\)`"):
         asyncio.run(send())
+
+
+def test_so_is_one_under_a_connection_whose_calls_run_in_threads(charge: Any, pool: Pool) -> None:
+    with pool.connection() as conn, bind(ThreadedConnection(conn)):  # type: ignore[arg-type]  # it has the methods
+        with pytest.raises(ArgumentError, match="would block its event loop"):
+            charge.send(42)
+
+        asyncio.run(charge.send_async(43))
+        conn.rollback()
 
 
 def test_an_async_connection_given_to_a_send_that_would_block_it_is_refused(charge: Any, database: str) -> None:

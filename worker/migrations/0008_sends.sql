@@ -28,6 +28,11 @@ CREATE TABLE {schema}.job_tag (
 CREATE INDEX job_tag_of_job ON {schema}.job_tag (job_id);
 CREATE INDEX job_tag_by_age ON {schema}.job_tag (tagged_at);
 
+-- Arguments without names, as only a hand can have written them: no run could be given them, and one will say so.
+UPDATE {schema}.job
+SET args = jsonb_build_object('without_names', args)
+WHERE jsonb_typeof(args) <> 'object';
+
 -- The id is a UUIDv7 (RFC 9562, section 5.7), as those made in Python: the time over a random one, its version set.
 ALTER TABLE {schema}.job
     ALTER COLUMN id SET DEFAULT encode(

@@ -193,7 +193,7 @@ class PostgresBroker(Broker):
         """
         prepared = [self._prepare(message, delay) for message in messages]
         bound = bound_connection()
-        if isinstance(bound, psycopg.AsyncConnection):
+        if messages and bound is not None and not isinstance(bound, psycopg.Connection):
             raise ArgumentError(
                 f"job {messages[0].actor_name!r}: a send under a bound psycopg.AsyncConnection would block its event"
                 " loop: use `await send_async(...)`, or one of its kin"
