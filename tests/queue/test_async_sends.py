@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from typing import Any
 
 import psycopg
 import pytest
+from dramatiq.errors import BrokerConnectionError
 
 from tests.factories import scalar
 from tests.waiting import wait_until
@@ -142,6 +144,24 @@ def test_many_jobs_of_a_coroutine_are_one_transaction(charge: Any, database: str
             return before
 
     assert (asyncio.run(send()), num_jobs(db)) == (0, 1500)
+
+
+class Stopping:
+    """A dispatcher that gives up what it was to send."""
+
+    def send(self, jobs: object) -> Future[None]:
+        sent: Future[None] = Future()
+        sent.cancel()
+        return sent
+
+
+def test_a_send_that_a_stopping_worker_gives_up_is_an_error_and_no_cancellation(
+    charge: Any, broker: PostgresBroker
+) -> None:
+    broker.dispatcher = Stopping()  # type: ignore[assignment]  # all that a send needs of one
+
+    with pytest.raises(BrokerConnectionError, match="the worker has stopped before it was written"):
+        asyncio.run(charge.send_async(42))
 
 
 def test_an_argument_that_does_not_fit_is_refused_at_the_await(charge: Any, db: psycopg.Connection) -> None:

@@ -290,6 +290,33 @@ def test_of_many_senders_at_once_one_enqueues(charge: Any, db: psycopg.Connectio
     assert {message.message_id for message in sent} == {str(found) for found in column(db, "SELECT id FROM worker.job")}
 
 
+def test_of_many_senders_at_once_one_takes_the_key_over_from_a_job_that_is_over(
+    charge: Any, db: psycopg.Connection
+) -> None:
+    keys = [Unique(f"k{n}") for n in range(20)]
+    charge.send_many([charge.message_with_options(args=(0,), unique=key) for key in keys])
+    db.execute("DELETE FROM worker.job")
+
+    def send(number: int) -> list[bool]:
+        return [charge.send_with_options(args=(number,), unique=key).is_new for key in keys]
+
+    senders = [InThread(lambda number=number: send(number)) for number in range(5)]  # type: ignore[misc]
+
+    assert sum(is_new for sender in senders for is_new in sender.result()) == 20
+    assert len(invoices(db)) == 20
+
+
+def test_a_send_of_several_statements_is_one_transaction_also_in_autocommit(
+    charge: Any, db: psycopg.Connection
+) -> None:
+    db.execute("ALTER TABLE worker.job_tag ADD CONSTRAINT no_tag CHECK (false)")
+
+    with pytest.raises(psycopg.errors.CheckViolation):
+        charge.send_with_options(args=(1,), tags=["a"], connection=db)
+
+    assert invoices(db) == []
+
+
 def test_a_job_that_a_sender_relies_on_does_not_begin_before_that_sender_commits(
     charge: Any, caller: psycopg.Connection, db: psycopg.Connection
 ) -> None:

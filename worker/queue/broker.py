@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -23,7 +20,7 @@ from dramatiq.results import Results
 
 from worker import log
 from worker.config import Config
-from worker.errors import ArgumentError, ConfigError, SchemaError
+from worker.errors import ArgumentError, ConfigError
 from worker.pool import Pool, PoolOptions, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.binding import bound_connection
@@ -33,12 +30,13 @@ from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.enqueue import encode
 from worker.queue.history import History
-from worker.queue.insertion import COPY_FROM, Standing, insert, insert_async
+from worker.queue.insertion import Standing
 from worker.queue.lease import Lease, application_name
 from worker.queue.new_job import NewJob
 from worker.queue.retries import Retries
 from worker.queue.schema import Schema
 from worker.queue.send_options import check_delay
+from worker.queue.sending import wait_for, write, write_async
 from worker.queue.sent import Sent
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
@@ -48,11 +46,6 @@ logger = log.get_logger(__name__)
 
 T = TypeVar("T")
 
-# How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
-_SEND_PATIENCE = 30.0
-# Between two tries when somebody's open transaction has the same unique key: the dispatcher must not wait for it.
-_KEY_PAUSE = 0.2
-_NO_ANSWER = f"the database did not answer within {_SEND_PATIENCE:.0f} s"
 _JOIN_INTERVAL = 0.02
 _STATES = ["available", "scheduled", "running"]
 
@@ -206,13 +199,13 @@ class PostgresBroker(Broker):
                 self.emit_after("enqueue", message, delay)
             return prepared
         jobs = self._encode_all(prepared, delay)
-        return self._enqueued(prepared, delay, jobs, self._write(jobs) if jobs else {})
+        return self._enqueued(prepared, delay, jobs, write(self, jobs) if jobs else {})
 
     async def enqueue_async(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
         """`enqueue_many` for coroutines: the loop goes on meanwhile."""
         prepared = [self._prepare(message, delay) for message in messages]
         jobs = self._encode_all(prepared, delay)
-        return self._enqueued(prepared, delay, jobs, await self._write_async(jobs) if jobs else {})
+        return self._enqueued(prepared, delay, jobs, await write_async(self, jobs) if jobs else {})
 
     def _prepare(self, message: Message[Any], delay: int | None) -> Message[Any]:
         if delay is not None:
@@ -267,64 +260,6 @@ class PostgresBroker(Broker):
             delivery.broken = exc
             raise
 
-    def _write(self, jobs: Sequence[NewJob]) -> Standing:
-        bound = bound_connection()
-        if isinstance(bound, psycopg.Connection):
-            return insert(bound, self.schema, jobs)
-        with self._enqueueing(jobs):
-            if self.dispatcher is None or len(jobs) >= COPY_FROM:
-                with self.pool.connection() as conn:
-                    return insert(conn, self.schema, jobs)
-            for pause in _pauses():
-                try:
-                    with shield.get()():
-                        return _wait_for(self._dispatch(self.dispatcher, jobs)) or {}
-                except psycopg.errors.LockNotAvailable:
-                    if pause is None:
-                        raise
-                time.sleep(pause)
-        raise AssertionError("the last pause is None")
-
-    async def _write_async(self, jobs: Sequence[NewJob]) -> Standing:
-        bound, delivery = bound_connection(), current.get()
-        if isinstance(bound, psycopg.Connection):
-            return await asyncio.to_thread(insert, bound, self.schema, jobs)
-        if bound is not None:
-            return await insert_async(bound, self.schema, jobs)
-        if delivery is not None and delivery.conn is not None:
-            return await insert_async(delivery.view, self.schema, jobs)
-        with self._enqueueing(jobs):
-            if self.dispatcher is None or len(jobs) >= COPY_FROM:
-                pool = await asyncio.to_thread(lambda: self.pool)  # which may have to be opened
-                async with pool.connection() as conn:
-                    return await insert_async(conn, self.schema, jobs)
-            for pause in _pauses():
-                try:
-                    sending = asyncio.wrap_future(self._dispatch(self.dispatcher, jobs))
-                    return await asyncio.wait_for(sending, _SEND_PATIENCE) or {}
-                except TimeoutError:
-                    raise psycopg.OperationalError(_NO_ANSWER) from None
-                except psycopg.errors.LockNotAvailable:
-                    if pause is None:
-                        raise
-                await asyncio.sleep(pause)
-        raise AssertionError("the last pause is None")
-
-    def _dispatch(self, dispatcher: Dispatcher, jobs: Sequence[NewJob]) -> Future[Any]:
-        if all(new.is_plain for new in jobs):
-            return dispatcher.send(jobs)  # one statement with the sends of others
-        return dispatcher.submit(lambda conn: insert(conn, self.schema, jobs))
-
-    @contextmanager
-    def _enqueueing(self, jobs: Sequence[NewJob]) -> Iterator[None]:
-        what = f"job {jobs[0].actor!r} was" if len(jobs) == 1 else f"{len(jobs)} jobs were"
-        try:
-            yield
-        except psycopg.errors.UndefinedTable as exc:
-            raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
-        except (psycopg.OperationalError, psycopg.InternalError) as exc:
-            raise BrokerConnectionError(f"{what} not enqueued for certain: {exc}") from exc
-
     def execute(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """
         Run *work*, which must be short, in a transaction of its own: in a worker on the reserved connection.
@@ -335,7 +270,7 @@ class PostgresBroker(Broker):
         with _reaching_the_database():
             if self.dispatcher is not None:
                 with shield.get()():
-                    return _wait_for(self.dispatcher.submit(work))
+                    return wait_for(self.dispatcher.submit(work))
             with self.pool.connection() as conn:
                 return work(conn)
 
@@ -469,21 +404,3 @@ def _reaching_the_database() -> Iterator[None]:
         yield
     except psycopg.OperationalError as exc:
         raise BrokerConnectionError(str(exc)) from exc
-
-
-def _pauses() -> Iterator[float | None]:
-    """Between the tries of a send; None after the last."""
-    deadline = time.monotonic() + _SEND_PATIENCE
-    while time.monotonic() < deadline:
-        yield _KEY_PAUSE
-    yield None
-
-
-def _wait_for(sent: Future[T]) -> T:
-    try:
-        return sent.result(_SEND_PATIENCE)
-    except FutureTimeout:
-        sent.cancel()
-        raise psycopg.OperationalError(_NO_ANSWER) from None
-    except CancelledError:
-        raise psycopg.OperationalError("the worker has stopped before it was written") from None

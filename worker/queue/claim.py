@@ -43,7 +43,7 @@ class Claim(NamedTuple):
             queue_name=self.queue,
             actor_name=self.actor,
             args=(),
-            kwargs=msgspec.json.decode(self.args or "{}", type=dict[str, Any]),
+            kwargs=msgspec.json.decode(self.args or "{}"),
             options=msgspec.json.decode(self.options or "{}"),
             message_id=str(self.id),
             message_timestamp=int(self.enqueued_at.timestamp() * 1000),

@@ -13,9 +13,9 @@ from dramatiq.common import q_name
 from worker.errors import ArgumentError
 from worker.queue.actor import Job
 from worker.queue.identity import job_id
+from worker.queue.json_values import NUL_ESCAPE
 from worker.queue.new_job import NewJob
 from worker.queue.send_options import MAX_DELAY, MAX_PRIORITY, OF_THE_ROW, check_priority, check_tags, read_unique
-from worker.queue.signature import NUL_ESCAPE
 from worker.queue.unique import JobKey
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_origin, get_type_hints
@@ -16,6 +14,7 @@ import psycopg
 from worker.errors import ArgumentError, SignatureError, UnreadableJob
 from worker.pool import Connection, Pool
 from worker.queue.context import Context
+from worker.queue.json_values import NUL_ESCAPE, exact_floats, is_finite, is_plain, is_same
 
 _INJECTED: dict[type, str] = {
     psycopg.Connection: "Connection",
@@ -25,12 +24,6 @@ _INJECTED: dict[type, str] = {
     Context: "Context",
 }
 _CONNECTIONS = ("Connection", "AsyncConnection")
-
-# An escape of U+0000 that is not itself the tail of an escaped backslash; jsonb refuses it.
-NUL_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
-_MAYBE_CHANGED = re.compile(rb"\d[eE]\+?\d|-0\.0")
-# A float that `jsonb` would change, or a string, in which nothing is one.
-_CHANGED_FLOAT = re.compile(rb'"(?:[^"\\]|\\.)*"|(?P<float>-0\.0(?![\d.eE])|-?\d+(?:\.\d+)?[eE]\+?\d+)')
 
 
 @dataclass(frozen=True)
@@ -123,23 +116,23 @@ class Signature:
         except TypeError as exc:
             raise ArgumentError(f"job {self.name!r}: {exc}") from None
         for parameter in self.unchecked & given.keys():
-            if not _is_plain(given[parameter]):
+            if not is_plain(given[parameter]):
                 raise ArgumentError(
                     f"job {self.name!r}: argument {parameter!r} is a {type(given[parameter]).__name__}, which JSON"
                     " would change: annotate the parameter with its type, or send plain JSON"
                 )
         try:
-            text = _exact_floats(msgspec.json.encode(given))
+            text = exact_floats(msgspec.json.encode(given))
             arrives = self._decoder.decode(text)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
             raise ArgumentError(f"job {self.name!r}: {exc}") from None
         for parameter in self.loose & given.keys():
-            if not _is_same(given[parameter], getattr(arrives, parameter)):
+            if not is_same(given[parameter], getattr(arrives, parameter)):
                 raise ArgumentError(
                     f"job {self.name!r}: argument {parameter!r} holds what JSON would change where its annotation"
                     " leaves the type open: annotate what it holds, or send plain JSON"
                 )
-        if b"null" in text and not _is_finite(msgspec.to_builtins(given)):
+        if b"null" in text and not is_finite(msgspec.to_builtins(given)):
             raise ArgumentError(f"job {self.name!r}: an argument holds a NaN or an infinity, which JSON cannot carry")
         if NUL_ESCAPE.search(text):
             raise ArgumentError(
@@ -296,53 +289,3 @@ def _check_aliases(aliases: Mapping[str, str], binding: inspect.Signature, where
             raise SignatureError(f"{where}: alias {old!r}: it is the name of a parameter; give it as {{'old': 'new'}}")
         if new not in binding.parameters:
             raise SignatureError(f"{where}: alias {old!r} of {new!r}, which is none of its arguments")
-
-
-def _exact_floats(text: bytes) -> bytes:
-    """
-    *text* with its floats written so that `jsonb`, whose numbers are decimals, gives them back as they are.
-
-    It would write 1e22 without a point, which is an int then, and knows no -0.0: that is told from 0.0 by a number so
-    small that a float has no other place for it.
-    """
-    return _CHANGED_FLOAT.sub(_exact_float, text) if _MAYBE_CHANGED.search(text) else text
-
-
-def _exact_float(match: re.Match[bytes]) -> bytes:
-    token = match["float"]
-    if token is None:
-        return match[0]
-    if token == b"-0.0":
-        return b"-1e-400"
-    value = float(token)
-    return f"{int(value)}.0".encode() if value.is_integer() else token
-
-
-def _is_same(given: Any, arrives: Any) -> bool:
-    """Whether a value came through JSON unchanged, apart from tuples that became lists."""
-    if isinstance(given, dict) and isinstance(arrives, dict):
-        return given.keys() == arrives.keys() and all(_is_same(given[key], arrives[key]) for key in given)
-    if isinstance(given, list | tuple) and isinstance(arrives, list | tuple):
-        return len(given) == len(arrives) and all(map(_is_same, given, arrives))
-    if isinstance(given, float) and not math.isfinite(given):
-        return True  # refused with a reason of its own
-    return bool(given == arrives)
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether no float within *value* became a null."""
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or type(value) in (str, int, bool)
