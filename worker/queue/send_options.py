@@ -19,8 +19,16 @@ _MAX_TAGS = 20
 # Become columns of the job's row or rows beside it, instead of options that a run is told.
 OF_THE_ROW = ("eta", "priority", "tags", "unique")
 _OURS = ("args", "kwargs", "delay", "at", "priority", "tags", "unique", "connection", "timeout")
-# What Dramatiq's parts tell each other.
-_OF_MESSAGES = ("eta", "pipe_target", "pipe_ignore", "group_completion_uuid", "group_completion_callbacks")
+# What Dramatiq's parts tell each other, and a schedule its jobs.
+_OF_MESSAGES = (
+    "schedule",
+    "scheduled_for",
+    "eta",
+    "pipe_target",
+    "pipe_ignore",
+    "group_completion_uuid",
+    "group_completion_callbacks",
+)
 
 
 def prepare(actor: str, options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
