@@ -111,6 +111,14 @@ def test_a_row_that_is_no_row_is_refused(charge: Any, row: Any, said: str) -> No
         charge.send_many([row])
 
 
+@pytest.mark.parametrize("size", [3, 1500])
+def test_a_bulk_may_be_part_of_a_pipeline(charge: Any, db: psycopg.Connection, size: int) -> None:
+    with db.pipeline():
+        charge.send_many([(n,) for n in range(size)], connection=db)
+
+    assert num_jobs(db) == size
+
+
 def test_the_same_message_twice_is_refused(charge: Any, db: psycopg.Connection) -> None:
     message = charge.message(1)
 

@@ -11,7 +11,7 @@ from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from worker.queue.new_job import NewJob, columns
@@ -40,11 +40,12 @@ Standing = dict[UUID, UUID]
 
 
 class Step(NamedTuple):
-    """One statement; with *rows* a COPY of them."""
+    """One statement, whose answer may be *wanted*; with *rows* a COPY of them."""
 
     statement: bytes
     parameters: dict[str, Any] | None = None
     rows: Sequence[tuple[Any, ...]] | None = None
+    wanted: bool = True
 
 
 Steps = Generator[Step, list[tuple[Any, ...]], Standing]
@@ -59,6 +60,9 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
     Raises:
         psycopg.OperationalError: Among others, when a key was contended for too long.
     """
+    if conn.pgconn.pipeline_status != PipelineStatus.OFF and all(new.is_plain for new in jobs):
+        _run(conn, _insertion(schema, jobs))  # a pipeline takes no COPY
+        return {}
     with nullcontext() if _is_one_statement(jobs) or not commits_by_itself(conn) else conn.transaction():
         steps = _steps(schema, jobs)
         try:
@@ -96,6 +100,10 @@ def commits_by_itself(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[An
 
 
 def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
+    if not step.wanted:
+        # In a pipeline, asking for the answer would be a trip of its own.
+        psycopg.Cursor(conn).execute(step.statement, step.parameters)
+        return []
     # Whatever cursors and rows the caller's connection makes for the caller.
     with psycopg.Cursor(conn, row_factory=tuple_row) as cur:
         if step.rows is None:
@@ -136,8 +144,12 @@ def _step(schema: Schema, statement: LiteralString, **parameters: Any) -> Step:
 
 def _write(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple[Any, ...]], None]:
     if len(jobs) < COPY_FROM or not (yield from _copy(schema, jobs)):
-        yield _step(schema, INSERT_JOBS, **schema.channels, **columns(jobs))
+        yield _insertion(schema, jobs)
     yield from _tag(schema, [(tag, new.id) for new in jobs for tag in new.tags])
+
+
+def _insertion(schema: Schema, jobs: Sequence[NewJob]) -> Step:
+    return _step(schema, INSERT_JOBS, **schema.channels, **columns(jobs))._replace(wanted=False)
 
 
 def _copy(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple[Any, ...]], bool]:
