@@ -20,12 +20,12 @@ from worker.queue.dispatcher import Dispatcher
 from worker.queue.identity import job_id
 from worker.queue.lease import Lease
 from worker.queue.schema import Schema
-from worker.runtime.answers import Answers
+from worker.runtime.health import Health
 from worker.runtime.job_threads import JobThreads
-from worker.runtime.run import consuming, dispatching, open_pool, serving, supervise
+from worker.runtime.run import open_pool, serving, working
 from worker.runtime.signals import Stop
 from worker.runtime.slot_feed import SlotFeed
-from worker.runtime.watchdog import Watchdog
+from worker.runtime.vitals import Stage, Vitals
 
 # Generous: it is only waited for in full when the test fails anyway.
 WAIT = 20.0
@@ -37,6 +37,7 @@ class RunningWorker:
     dispatcher: Dispatcher
     feed: SlotFeed
     threads: JobThreads
+    health: Health
     stop: Stop
     supervision: InThread
 
@@ -58,17 +59,14 @@ def running_worker(
     with ExitStack() as stack:
         pool = stack.enter_context(open_pool(config, held))
         stack.enter_context(serving(broker, pool, config))
-        feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts)
-        dispatcher = stack.enter_context(dispatching(broker, pool, held, feed))
-        answers = Answers(pool, broker.schema, held.worker_id)
-        dispatcher.answer = answers.write
-        watchdog = stack.enter_context(Watchdog(pool))
-        threads, loop = stack.enter_context(consuming(broker, feed, dispatcher, watchdog, stop, config))
-        supervision = InThread(lambda: supervise(stop, dispatcher, feed, watchdog, threads, loop, answers, config))
+        parts = stack.enter_context(working(broker, pool, held, stop, Vitals(), config))
+        parts.vitals.enter(Stage.RUNNING)
+        supervision = InThread(parts.supervision.run)
         try:
-            yield RunningWorker(pool, dispatcher, feed, threads, stop, supervision)
+            yield RunningWorker(pool, parts.dispatcher, parts.feed, parts.threads, parts.health, stop, supervision)
         finally:
-            stop.asked.set()
+            if not stop.asked:
+                stop.ask()
             supervision.result()
 
 

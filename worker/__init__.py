@@ -4,12 +4,25 @@ from worker.errors import (
     ArgumentError,
     ConfigError,
     DatabaseUnavailable,
+    NotFound,
+    PoolDeadlock,
+    PoolForked,
+    Refused,
     SchemaError,
     SignatureError,
     UnreadableJob,
     WorkerError,
 )
-from worker.pool import Pool, get_pool
+from worker.pool import (
+    AsyncMode,
+    ConnectOptions,
+    HygieneMode,
+    Pool,
+    PoolOptions,
+    bind_pool,
+    get_pool,
+    get_pool_async,
+)
 from worker.queue.actor import job
 from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResults
 from worker.queue.binding import bind
@@ -20,19 +33,28 @@ from worker.queue.retries import Retry
 from worker.queue.sent import Sent
 from worker.queue.snooze import Snooze
 from worker.queue.unique import Unique
-from worker.schedule import cron, every
+from worker.schedule import Schedules, at, cron, every
 
 __all__ = [
     "ArgumentError",
+    "AsyncMode",
     "ConfigError",
+    "ConnectOptions",
     "Context",
     "DatabaseUnavailable",
+    "HygieneMode",
+    "NotFound",
     "Pool",
+    "PoolDeadlock",
+    "PoolForked",
+    "PoolOptions",
     "PostgresBroker",
     "PostgresGroups",
     "PostgresLimits",
     "PostgresResults",
+    "Refused",
     "Retry",
+    "Schedules",
     "SchemaError",
     "Sent",
     "SignatureError",
@@ -40,10 +62,13 @@ __all__ = [
     "Unique",
     "UnreadableJob",
     "WorkerError",
+    "at",
     "bind",
+    "bind_pool",
     "cron",
     "every",
     "get_pool",
+    "get_pool_async",
     "job",
     "send_many",
     "send_many_async",

@@ -1,20 +1,40 @@
-"""The settings of one worker: read once, validated whole, frozen."""
+"""The settings of one worker: what each is, what it allows; validated whole, frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from worker.errors import ConfigError
+from worker.secrecy import keep_secret, redacted, without_passwords
 
 NO_DATABASE = (
     "no database: set WORKER_DATABASE_URL (postgresql://user@host/name),"
     " or use --embedded for a throw-away Postgres on this machine"
 )
+
+# Postgres cuts identifiers at 63 bytes, and the channels' names are the schema's with a suffix.
+SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+
+_ADDRESS = re.compile(r"unix:(?P<path>/.+)|(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
+
+
+class Address(NamedTuple):
+    """Where health and metrics are served: a host and port, or the *path* of a socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"unix:{self.path}" if self.path else f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        )
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -24,20 +44,24 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
             raise ValueError(text)
         return value
 
-    parse.__doc__ = f"a whole number from {low} to {high}"
     return parse
 
 
 def _seconds(text: str) -> float:
-    """a number of seconds, 0 or more"""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError(text)
     return value
 
 
+def _some_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not value:
+        raise ValueError(text)
+    return value
+
+
 def _names(text: str) -> tuple[str, ...]:
-    """names separated by commas"""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
         raise ValueError(text)
@@ -50,18 +74,64 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
             raise ValueError(text)
         return text
 
-    parse.__doc__ = f"one of {', '.join(allowed)}"
     return parse
 
 
+def _schema(text: str) -> str:
+    if not SCHEMA_NAME.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+def _address(text: str) -> Address:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"] or 0) > 65535:
+        raise ValueError(text)
+    return Address((match["host"] or "").strip("[]"), int(match["port"] or 0), match["path"] or "")
+
+
 def _database_url(text: str) -> str:
-    """a connection string such as postgresql://user@host/name"""
+    keep_secret(text)
     try:
-        conninfo_to_dict(text)
+        parameters = conninfo_to_dict(text)
     except ProgrammingError:
         # libpq quotes what it could not read, and the password may be part of it.
         raise ValueError("it cannot be read") from None
+    host, port = str(parameters.get("host", "")), str(parameters.get("port", ""))
+    # What libpq takes for host and port of a URL whose password holds an @, a / or a ? as they are.
+    if "@" in host or not re.fullmatch(r"[\d,]*", port) or ("://" in text and "@" in str(parameters.get("dbname", ""))):
+        raise ValueError("it cannot be read (in a password, write @ : / ? # % as %40 %3A %2F %3F %23 %25)")
     return text
+
+
+class Setting(NamedTuple):
+    """How one setting is read from a text; `parse` raises ValueError for what is not *expected*."""
+
+    parse: Callable[[str], Any]
+    expected: str
+    is_secret: bool = False
+
+
+SETTINGS = {
+    "database_url": Setting(_database_url, "a connection string such as postgresql://user@host/name", is_secret=True),
+    "schema": Setting(_schema, "a lower-case name of letters, digits and _ (at most 50 characters)"),
+    "jobs": Setting(_names, "names separated by commas"),
+    "queues": Setting(_names, "names separated by commas"),
+    "pool_size": Setting(
+        _whole(2, 10_000),
+        "a whole number from 2 to 10000, because the runtime keeps one connection for claims, heartbeats and"
+        " schedules, and jobs need one more",
+    ),
+    "slots": Setting(_whole(1, 100_000), "a whole number from 1 to 100000"),
+    "grace": Setting(_seconds, "a number of seconds, 0 or more"),
+    "lease": Setting(_some_seconds, "a number of seconds, more than 0"),
+    "http": Setting(_address, "HOST:PORT such as 127.0.0.1:9191, or unix:/PATH"),
+    "hygiene": Setting(_one_of("off", "detect", "discard"), "one of off, detect, discard"),
+    "async_mode": Setting(_one_of("view", "thread"), "one of view, thread"),
+    "max_args": Setting(_whole(1, 100_000_000), "a whole number of bytes from 1 to 100000000"),
+    "log_format": Setting(_one_of("auto", "console", "json"), "one of auto, console, json"),
+    "log_level": Setting(_one_of("debug", "info", "warning", "error"), "one of debug, info, warning, error"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +148,16 @@ class Config:
         slots: How many jobs run at once; as many as there are connections for jobs when None.
         grace: Seconds that running jobs get to finish when the worker is asked to stop.
         lease: Seconds without a heartbeat until other workers may rescue this worker's jobs.
+        http: Where health and metrics are served; nowhere when None.
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
         max_args: The most bytes that the encoded arguments of a job may have.
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
         log_level: "debug" shows every job that is done; "info", "warning" or "error".
+
+    Raises:
+        ConfigError: One message that lists every setting that cannot work.
     """
 
     database_url: str = ""
@@ -94,6 +168,7 @@ class Config:
     slots: int | None = None
     grace: float = 25.0
     lease: float = 10.0
+    http: Address | None = None
     hygiene: str = "off"
     async_mode: str = "view"
     max_args: int = 1_048_576
@@ -101,49 +176,17 @@ class Config:
     log_format: str = "auto"
     log_level: str = "info"
 
-    @classmethod
-    def from_env(cls, env: Mapping[str, str], **overrides: Any) -> Config:
-        """
-        Settings from `WORKER_*` variables of *env*, each replaced by its override unless that is None.
-
-        Raises:
-            ConfigError: One message that lists every setting that cannot work, by name, value and source.
-        """
-        values: dict[str, Any] = {}
-        wrong: list[str] = []
-        for name, parse in _PARSERS.items():
-            variable = f"WORKER_{name.upper()}"
-            text = env.get(variable, "")
-            if overrides.get(name) is not None or not text:
+    def __post_init__(self) -> None:
+        mistakes = []
+        for name, setting in SETTINGS.items():
+            value = getattr(self, name)
+            if value is None or value == "":
                 continue
             try:
-                values[name] = parse(text)
+                setting.parse(as_text(value))
             except ValueError as exc:
-                shown = f"{variable}={text!r}" if name != "database_url" else f"{variable}: {exc}"
-                wrong.append(f"{shown}: expected {parse.__doc__} (from the environment)")
-        values.update({name: value for name, value in overrides.items() if value is not None})
-        if wrong:
-            raise ConfigError("; ".join(wrong))
-        return cls(**values)
-
-    def __post_init__(self) -> None:
-        wrong = []
-        if self.pool_size < 2:
-            wrong.append(
-                f"pool size {self.pool_size}: expected at least 2, because the runtime keeps one connection"
-                " for claims, heartbeats and schedules, and jobs need one more"
-            )
-        if self.slots is not None and self.slots < 1:
-            wrong.append(f"slots {self.slots}: expected at least 1")
-        if self.lease <= 0:
-            wrong.append(f"lease {self.lease}: expected more than 0 seconds")
-        if self.database_url:
-            try:
-                _database_url(self.database_url)
-            except ValueError as exc:
-                wrong.append(f"database URL: {exc}: expected {_database_url.__doc__}")
-        if wrong:
-            raise ConfigError("; ".join(wrong))
+                mistakes.append(mistake(name, setting, value, exc))
+        refuse(mistakes)
 
     @property
     def checkouts(self) -> int:
@@ -161,28 +204,29 @@ class Config:
         return f"Config({', '.join(parts)})"
 
 
-def redacted(conninfo: str) -> str:
-    """*conninfo* without its secrets, for people; never raises."""
-    try:
-        parameters = conninfo_to_dict(conninfo)
-    except ProgrammingError:
-        return "<unreadable connection string>"
-    secrets = {"password", "sslpassword", "passfile", "oauth_client_secret"}
-    return make_conninfo("", **{name: value for name, value in parameters.items() if name not in secrets})
+def as_text(value: Any) -> str:
+    """A value as a person would write it into a variable."""
+    if isinstance(value, list | tuple) and not isinstance(value, Address):
+        return ",".join(str(item) for item in value)
+    return str(value)
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {
-    "database_url": _database_url,
-    "schema": str,
-    "jobs": _names,
-    "queues": _names,
-    "pool_size": _whole(1, 10_000),
-    "slots": _whole(1, 100_000),
-    "grace": _seconds,
-    "lease": _seconds,
-    "hygiene": _one_of("off", "detect", "discard"),
-    "async_mode": _one_of("view", "thread"),
-    "max_args": _whole(1, 100_000_000),
-    "log_format": _one_of("auto", "console", "json"),
-    "log_level": _one_of("debug", "info", "warning", "error"),
-}
+def mistake(name: str, setting: Setting, value: Any, exc: ValueError, source: str = "") -> str:
+    """The sentence about a setting that cannot be read: its name, its value, what is allowed, where it stands."""
+    # What is secret is not shown, not even as what could not be read.
+    shown = f"{name}: {exc}" if setting.is_secret else f"{name}={as_text(value)!r}"
+    return f"{shown}: expected {setting.expected}" + (f" ({source})" if source else "")
+
+
+def refuse(mistakes: list[str]) -> None:
+    """
+    Raise if there are any.
+
+    Raises:
+        ConfigError: With every one of them, a line each.
+    """
+    if len(mistakes) == 1:
+        raise ConfigError(without_passwords(mistakes[0]))
+    if mistakes:
+        lines = "".join(f"\n  {text}" for text in mistakes)
+        raise ConfigError(without_passwords(f"{len(mistakes)} settings cannot work:{lines}"))

@@ -31,6 +31,14 @@ class UnreadableJob(ArgumentError):
     """A job in the queue does not fit its function, so that no run of it can succeed: it is dead at once."""
 
 
+class NotFound(WorkerError):
+    """There is nothing by the name that was given."""
+
+
+class Refused(WorkerError):
+    """What was asked for cannot be done as things are now."""
+
+
 class EmbeddedError(WorkerError):
     """The embedded Postgres could not be found or started."""
 

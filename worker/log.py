@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TextIO
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.contextvars import merge_contextvars
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-__all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger"]
+from worker.secrecy import hide_passwords
+
+# What every line of the running job carries. A call, because most jobs write no line and need no fields.
+fields: ContextVar[Callable[[], dict[str, Any]] | None] = ContextVar("fields", default=None)
 
 # Louder than their use: the pool logs each checkout, APScheduler each tick, Dramatiq each retry that we log ourselves.
 _QUIET = {
@@ -47,6 +52,22 @@ class _Handler(logging.StreamHandler[TextIO]):
             return bool(super().handle(record))
 
 
+@contextmanager
+def uncaught_in_threads() -> Iterator[None]:
+    """While the block lasts, an exception that ends a thread is an event like others, and not a text on stderr."""
+    before = threading.excepthook
+
+    def log_uncaught(died: threading.ExceptHookArgs) -> None:
+        name = died.thread.name if died.thread else None
+        get_logger("worker.threads").critical("thread.died", thread=name, exc_info=died.exc_value)
+
+    threading.excepthook = log_uncaught
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def configure(
     log_format: str = "auto",
     log_level: str = "info",
@@ -68,16 +89,18 @@ def configure(
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
         merge_contextvars,
+        _merge_fields,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    rendering: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if console
-        # Tracebacks as text: structured ones carry every local variable, and with them the jobs' arguments.
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=False, default=str)]
+        else structlog.processors.JSONRenderer(sort_keys=False, default=str)
     )
+    # Tracebacks as text: structured and pretty ones carry every local variable, and with them the jobs' arguments.
+    rendering: list[Processor] = [structlog.processors.format_exc_info, hide_passwords, renderer]
     handler = _Handler(stream, around)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -101,3 +124,8 @@ def configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+
+
+def _merge_fields(_: object, __: str, event: EventDict) -> EventDict:
+    make = fields.get()
+    return event if make is None else {**make(), **event}

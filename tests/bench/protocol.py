@@ -48,9 +48,11 @@ class Wire:
         conn.pgconn.trace(trace.fileno())
         self._traces.append(path)
 
-    def traffic(self) -> Traffic:
-        """So far."""
-        return Traffic(*map(sum, zip((0, 0, 0), *(_count(trace.read_bytes()) for trace in self._traces), strict=True)))
+    def traffic(self, *, listening: bool | None = None) -> Traffic:
+        """So far; with *listening* only of the session that listens, the dispatcher's, or only of the others."""
+        traces = [trace.read_bytes() for trace in self._traces]
+        chosen = [trace for trace in traces if listening is None or (b"LISTEN" in trace) is listening]
+        return Traffic(*map(sum, zip((0, 0, 0), *map(_count, chosen), strict=True)))
 
 
 @contextmanager

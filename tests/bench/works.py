@@ -14,7 +14,8 @@ import psycopg
 
 from tests.bench import jobs
 from tests.bench.server import commits, cpu_seconds
-from tests.factories import opened_pool
+from tests.factories import opened_pool, scalar
+from tests.waiting import wait_until
 from worker.queue.insertion import insert
 from worker.queue.schema import Schema
 
@@ -24,6 +25,7 @@ _SCHEMA = Schema()
 _TRAFFIC_JOBS = 2000
 _LATENCY_INTERVAL = 0.05
 _CHUNK = 5000
+_BOOT = 120.0
 
 
 def drain(database: str, number: int) -> Figures:
@@ -56,6 +58,8 @@ def latency(database: str, number: int) -> Figures:
     """From a send to the start of its job, one each 50 ms to an idle worker; at most 200 of them, in milliseconds."""
     number = min(number, 200)
     worker = _start(database, number, "latency")
+    with psycopg.connect(database, autocommit=True) as db:
+        wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.worker") == 1, _BOOT, "the worker")
     with opened_pool(database) as pool, jobs.broker.on(pool, _SCHEMA):
         for _ in range(number):
             time.sleep(_LATENCY_INTERVAL)

@@ -110,7 +110,7 @@ def test_every_setting_that_cannot_work_is_named_at_once(worker: Worker) -> None
     ("arguments", "said"),
     [
         (["run", "--slots", "many"], "--slots"),
-        (["run", "--pool-size", "1"], "pool size 1"),
+        (["run", "--pool-size", "1"], "--pool-size='1': expected a whole number from 2"),
         (["run", "--grace", "-1"], "--grace"),
         (["run", "--queues", ","], "names separated by commas"),
         (["run", "--embedded", "--database-url", "postgresql://h/d"], "leave out --database-url"),

@@ -18,6 +18,8 @@ from dramatiq.results import ResultBackend
 from dramatiq.results import backends as results
 
 from tests.conformance import stand_in
+from tests.factories import opened_pool
+from worker import PostgresBroker, PostgresLimits, PostgresResults
 
 # A database of its own within Redis, because it is emptied before each test.
 REDIS_URL = os.environ.get("WORKER_TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
@@ -34,7 +36,7 @@ def _redis_answers() -> bool:
 
 
 # Memcached, Dramatiq's third, would only ever be tested against itself.
-BACKENDS = ["stub", "redis"] if _redis_answers() else ["stub"]
+BACKENDS = ["stub", "postgres", *(["redis"] if _redis_answers() else [])]
 
 
 @pytest.fixture
@@ -70,11 +72,22 @@ def redis_result_backend(redis_client: Any) -> ResultBackend:
     return backend
 
 
+@pytest.fixture
+def executor() -> Iterator[PostgresBroker]:
+    """What our backends run their statements on, where a test has no broker of ours."""
+    with opened_pool(stand_in.database_url) as pool:
+        yield PostgresBroker(pool=pool)
+    with psycopg.connect(stand_in.database_url) as conn:
+        conn.execute("TRUNCATE worker.result, worker.counter CASCADE")
+
+
 @pytest.fixture(params=BACKENDS)
 def result_backend(request: pytest.FixtureRequest) -> ResultBackend:
     if request.param == "redis":
         backend: ResultBackend = request.getfixturevalue("redis_result_backend")
         return backend
+    if request.param == "postgres":
+        return PostgresResults(request.getfixturevalue("executor"))
     return results.StubBackend()
 
 
@@ -83,4 +96,6 @@ def rate_limiter_backend(request: pytest.FixtureRequest) -> RateLimiterBackend:
     if request.param == "redis":
         backend: RateLimiterBackend = rate_limits.RedisBackend(client=request.getfixturevalue("redis_client"))
         return backend
+    if request.param == "postgres":
+        return PostgresLimits(request.getfixturevalue("executor"))
     return rate_limits.StubBackend()

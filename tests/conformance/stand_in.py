@@ -8,6 +8,7 @@ from typing import Any, LiteralString
 import psycopg
 from dramatiq import Message, MessageProxy, Middleware
 from dramatiq.brokers.stub import _StubMessageProxy
+from dramatiq.middleware import default_middleware
 
 from worker import PostgresBroker
 
@@ -27,7 +28,9 @@ class StandInBroker(PostgresBroker):
     """
 
     def __init__(self, middleware: list[Middleware] | None = None, *, fail_fast_default: bool = True) -> None:
-        super().__init__(database_url, middleware=middleware)
+        # Some of the tests are about what is missing without a result backend, which ours brings.
+        dramatiqs = [make() for make in default_middleware] if middleware is None else middleware
+        super().__init__(database_url, middleware=dramatiqs)
         self.fail_fast_default = fail_fast_default
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.queues = StandInQueues(self)

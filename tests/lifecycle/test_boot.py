@@ -77,7 +77,10 @@ def test_a_pool_of_one_is_told_why_it_cannot_work(database: str) -> None:
     refusal = refused("--pool-size", "1", WORKER_DATABASE_URL=database)
 
     assert refusal.code == USAGE
-    assert "pool size 1: expected at least 2, because the runtime keeps one connection" in refusal.said
+    assert (
+        "--pool-size='1': expected a whole number from 2 to 10000, because the runtime keeps one connection"
+        in refusal.said
+    )
 
 
 def test_an_unknown_jobs_module_is_told_by_its_name(database: str) -> None:

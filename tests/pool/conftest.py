@@ -7,13 +7,17 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from tests.factories import opened_pool, own_server
+from tests.pool.outage import Server, stoppable_server
 from worker.embedded import EmbeddedPostgres, binaries
 from worker.errors import EmbeddedError
 from worker.pool import Pool
 
 OpenPool = Callable[..., Pool]
+Events = list[EventDict]
 
 
 @pytest.fixture
@@ -42,3 +46,21 @@ def logged_server() -> Iterator[EmbeddedPostgres]:
         pytest.skip(str(exc))
     with own_server() as postgres:
         yield postgres
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    """What is logged while the test runs."""
+    with capture_logs() as captured:
+        yield captured
+
+
+@pytest.fixture
+def stoppable() -> Iterator[Server]:
+    """A server of the test's own, to be stopped and started again."""
+    try:
+        binaries.find()
+    except EmbeddedError as exc:
+        pytest.skip(str(exc))
+    with stoppable_server() as server:
+        yield server

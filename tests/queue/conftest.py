@@ -16,7 +16,8 @@ from tests.factories import opened_pool
 from worker.pool import Pool
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
-from worker.queue.dispatcher import Dispatcher, Room
+from worker.queue.dispatcher import Dispatcher
+from worker.queue.feed import Feed, Room
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.lease import Lease, application_name
@@ -93,13 +94,26 @@ def claim(
     actors: Sequence[str] = ("charge",),
     limit: int = 10,
     worker: UUID | None = None,
+    free: int | None = None,
+    holding: Sequence[str] = (),
+    checkouts: int = 0,
+    idle: bool = True,
 ) -> list[Claim]:
     """Claim as a dispatcher does."""
-    parameters = {"queues": list(queues), "actors": list(actors), "limit": limit, "worker": worker or uuid4()}
+    parameters = {
+        "queues": list(queues),
+        "actors": list(actors),
+        "limit": limit,
+        "free": limit if free is None else free,
+        "holding": list(holding),
+        "checkouts": checkouts,
+        "idle": idle,
+        "worker": worker or uuid4(),
+    }
     return [Claim(*row) for row in conn.execute(SCHEMA.render(CLAIM_JOBS).encode(), parameters)]
 
 
-class NotingFeed:
+class NotingFeed(Feed):
     """A feed that starts nothing and remembers what it was given, with room for *limit* jobs of the actor `charge`."""
 
     def __init__(self, limit: int = 0) -> None:
@@ -110,7 +124,7 @@ class NotingFeed:
         self.was_lost = threading.Event()
 
     def rooms(self) -> list[Room]:
-        return [Room(["default"], ["charge"], self.limit - len(self.put_here))]
+        return [Room(["default"], ["charge"], self.limit - len(self.put_here), idle=True)]
 
     def put(self, claims: list[Claim]) -> None:
         self.put_here += claims

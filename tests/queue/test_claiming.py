@@ -155,3 +155,81 @@ def test_a_row_cannot_be_running_without_an_owner(insert_job: InsertJob, db: psy
 
     assert broken == "job_running_is_claimed"
     assert scalar(db, "SELECT state FROM worker.job") == "available"
+
+
+# Ahead of a slot, and suspects
+
+
+def test_jobs_beyond_the_free_slots_are_claimed_ahead(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    for _ in range(4):
+        insert_job()
+
+    assert [one.ahead for one in claim(db, limit=4, free=1)] == [False, True, True, True]
+
+
+def test_jobs_that_hold_a_connection_have_a_limit_of_their_own(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    for actor in ("hold", "hold", "charge", "hold", "charge"):
+        insert_job(actor=actor)
+
+    claimed = claim(db, limit=10, holding=["hold"], checkouts=1)
+
+    assert [one.actor for one in claimed] == ["hold", "charge", "charge"]
+
+
+def test_both_limits_hold_at_once(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    for actor in ("hold", "hold", "hold", "charge", "charge"):
+        insert_job(actor=actor)
+
+    claimed = claim(db, limit=3, holding=["hold"], checkouts=2)
+
+    assert [one.actor for one in claimed] == ["hold", "hold", "charge"]
+
+
+def suspect(db: psycopg.Connection, job_id: UUID, *, since: float = 30.0) -> None:
+    query = "UPDATE worker.job SET crashes = 1, suspect_since = now() - %s * interval '1 second' WHERE id = %s"
+    db.execute(query.encode(), [since, job_id])
+
+
+def test_a_suspect_is_claimed_alone_by_an_idle_worker(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    suspected, *_ = [insert_job() for _ in range(3)]
+    suspect(db, suspected)
+
+    claimed = claim(db, idle=True)
+
+    assert [(one.id, one.suspect) for one in claimed] == [(suspected, True)]
+
+
+def test_two_suspects_are_claimed_one_after_the_other(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    suspects = [insert_job() for _ in range(2)]
+    for job_id in suspects:
+        suspect(db, job_id)
+
+    assert [[one.id for one in claim(db, idle=True)] for _ in suspects] == [[job_id] for job_id in suspects]
+
+
+def test_a_busy_worker_passes_a_suspect_by(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    suspected, other = insert_job(), insert_job()
+    suspect(db, suspected, since=30.0)
+
+    assert [one.id for one in claim(db, idle=False)] == [other]
+
+
+def test_a_busy_worker_makes_way_for_a_suspect_now_and_then(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    before, suspected, _ = [insert_job() for _ in range(3)]
+    suspect(db, suspected, since=65.0)
+
+    assert [one.id for one in claim(db, idle=False)] == [before]
+
+
+def test_a_bystander_is_not_claimed_ahead_again(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    first, bystander, _ = [insert_job() for _ in range(3)]
+    db.execute("UPDATE worker.job SET ahead = true WHERE id = %s", [bystander])
+
+    assert [one.id for one in claim(db, limit=3, free=1)] == [first]
+
+
+def test_a_bystander_is_claimed_for_a_free_slot(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    jobs = [insert_job() for _ in range(3)]
+    db.execute("UPDATE worker.job SET ahead = true WHERE id = %s", [jobs[1]])
+
+    assert [(one.id, one.ahead) for one in claim(db, limit=3, free=3)] == [(job_id, False) for job_id in jobs]

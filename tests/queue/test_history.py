@@ -7,10 +7,11 @@ from datetime import UTC, date, datetime, timedelta
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.factories import InThread, column
 from tests.queue.conftest import SCHEMA
-from worker import clock
+from worker import SchemaError, clock
 from worker.queue.history import History
 
 TODAY = date(2024, 2, 28)
@@ -160,3 +161,46 @@ def test_the_calendar_has_no_gaps(db: psycopg.Connection, day: date) -> None:
 
     for ahead in range(8):
         db.execute(INSERT, {"at": f"{day + timedelta(days=ahead)} 00:00+00"})
+
+
+def test_house_keeping_waits_a_quarter_of_a_second_for_a_lock_and_not_longer(
+    db: psycopg.Connection, database: str
+) -> None:
+    """It runs on the dispatcher, which has a heartbeat to send."""
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE worker.job_history IN ACCESS EXCLUSIVE MODE")
+        began_at = clock.monotonic()
+
+        kept = History(SCHEMA).maintain(db, TODAY)
+
+        waited = clock.monotonic() - began_at
+    assert (kept, partitions(db)) == (False, [])
+    assert 0.25 <= waited < 2.0
+
+
+def test_house_keeping_waits_no_longer_for_another_worker_that_keeps_house(
+    db: psycopg.Connection, database: str
+) -> None:
+    with psycopg.connect(database) as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended('worker.job_history', 0))")
+
+        assert not History(SCHEMA).maintain(db, TODAY)
+
+    assert History(SCHEMA).maintain(db, TODAY)
+
+
+def test_a_role_that_does_not_own_the_tables_is_told_so(db: psycopg.Connection) -> None:
+    role = f"guest_{column(db, 'SELECT current_database()')[0]}"
+    name = sql.Identifier(role)
+    db.execute(sql.SQL("CREATE ROLE {}").format(name))
+    try:
+        db.execute(sql.SQL("GRANT USAGE ON SCHEMA worker TO {}").format(name))
+        db.execute(sql.SQL("GRANT ALL ON ALL TABLES IN SCHEMA worker TO {}").format(name))
+        db.execute(sql.SQL("SET ROLE {}").format(name))
+
+        with pytest.raises(SchemaError, match=r"cannot keep house in schema 'worker'.*make it the owner"):
+            History(SCHEMA).maintain(db, TODAY)
+    finally:
+        db.execute("RESET ROLE")
+        db.execute(sql.SQL("DROP OWNED BY {}").format(name))
+        db.execute(sql.SQL("DROP ROLE {}").format(name))

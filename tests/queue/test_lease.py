@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.factories import backend_pid, column, is_there, scalar, terminate
-from tests.queue.conftest import SCHEMA, InsertJob
+from tests.queue.conftest import SCHEMA, InsertJob, claim
 from worker import clock
 from worker.queue.lease import Lease, application_name
 from worker.queue.settlement import Outcome, Settlement, settle
@@ -146,7 +146,7 @@ def test_a_heartbeat_ends_a_countdown_that_began_by_mistake(
 ) -> None:
     db.execute("UPDATE worker.worker SET lost_at = now() WHERE id = %s", [other.id])
 
-    other.lease.renew(other.conn, [], [])
+    other.lease.renew(other.conn, [])
 
     assert scalar(db, "SELECT lost_at FROM worker.worker WHERE id = %s", other.id) is None
 
@@ -163,10 +163,10 @@ def test_a_rescuer_that_has_just_come_back_itself_gives_the_others_a_second(
 
 
 def test_a_worker_is_told_that_a_rescue_is_needed(rescuer: Worker, other: Worker, db: psycopg.Connection) -> None:
-    before = rescuer.lease.renew(rescuer.conn, [], [])
+    before = rescuer.lease.renew(rescuer.conn, [])
     other.lose_session(db)
 
-    after = rescuer.lease.renew(rescuer.conn, [], [])
+    after = rescuer.lease.renew(rescuer.conn, [])
 
     assert before is not None
     assert after is not None
@@ -229,7 +229,7 @@ def test_a_reconnection_breaks_the_rescuers_own_heartbeat(
 def test_a_lease_that_is_renewed_does_not_expire(other: Worker, db: psycopg.Connection) -> None:
     pass_in_the_database(db, 3600)
 
-    other.lease.renew(other.conn, [], [])
+    other.lease.renew(other.conn, [])
 
     assert scalar(db, "SELECT heartbeat_at > now() - interval '5 s' FROM worker.worker")
 
@@ -252,7 +252,7 @@ def test_a_renewal_counts_from_when_it_was_asked_for(
 
     monkeypatch.setattr(other.lease, "_execute", slow)
 
-    other.lease.renew(other.conn, [], [])
+    other.lease.renew(other.conn, [])
 
     assert other.lease.remaining == DURATION - 3.0
 
@@ -316,6 +316,40 @@ def test_a_job_that_took_two_workers_along_gets_another_chance(
     assert states(db) == ["available"]
 
 
+def test_a_job_that_ran_when_its_worker_died_is_a_suspect(
+    rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
+) -> None:
+    insert_job(claimed_by=dead.id)
+
+    rescuer.rescue()
+
+    assert column(db, "SELECT suspect_since IS NOT NULL FROM worker.job") == [True]
+
+
+def test_a_job_that_was_only_claimed_ahead_is_neither_counted_nor_suspected(
+    rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
+) -> None:
+    insert_job(claimed_by=dead.id, crashes=2)
+    db.execute("UPDATE worker.job SET ahead = true")
+
+    rescuer.rescue()
+
+    query = "SELECT state, attempt, crashes, suspect_since, ahead FROM worker.job"
+    assert db.execute(query.encode()).fetchall() == [("available", 0, 2, None, True)]
+
+
+def test_a_suspect_that_ends_by_itself_is_no_longer_one(
+    rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
+) -> None:
+    job_id = insert_job(claimed_by=dead.id)
+    rescuer.rescue()
+    (claimed,) = claim(db, idle=True)
+
+    settle(db, SCHEMA, [Settlement(job_id, claimed.token, Outcome.RETRY)])
+
+    assert db.execute("SELECT crashes, suspect_since FROM worker.job").fetchall() == [(1, None)]
+
+
 def test_jobs_of_a_worker_without_a_row_are_rescued(
     rescuer: Worker, insert_job: InsertJob, db: psycopg.Connection
 ) -> None:
@@ -337,7 +371,7 @@ def test_a_worker_that_was_declared_dead_hears_it_with_its_next_heartbeat(
 ) -> None:
     rescuer.rescue()
 
-    assert dead.lease.renew(connect(), [], []) is None
+    assert dead.lease.renew(connect(), []) is None
 
 
 def test_sessions_that_a_dead_worker_left_behind_are_ended(

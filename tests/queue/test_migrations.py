@@ -15,8 +15,7 @@ from worker.queue import schema as schema_module
 from worker.queue.schema import Migration, Schema, migrations
 
 EVERY = [f"{migration.version:04}_{migration.name}" for migration in migrations()]
-NEWEST = migrations()[-1].version
-BEFORE = migrations()[-2].version
+BEFORE, NEWEST = (migration.version for migration in migrations()[-2:])
 
 
 @pytest.fixture
@@ -63,6 +62,29 @@ def test_a_migration_that_fails_leaves_those_before_it(
 
     assert empty.version(db)[0] == NEWEST
     assert scalar(db, "SELECT to_regclass('another.half')") is None
+
+
+def test_a_migration_waits_only_so_long_for_somebodys_transaction(
+    database: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody who comes after it would wait behind it."""
+    monkeypatch.setattr(schema_module, "LIMIT_WAIT", "SET LOCAL lock_timeout = '100ms'")
+    blocked = Migration(NEWEST + 1, "blocked", 1, "ALTER TABLE {schema}.job ADD COLUMN more int")
+    monkeypatch.setattr(schema_module, "migrations", lambda: [*migrations(), blocked])
+
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT count(*) FROM worker.job")
+        with pytest.raises(SchemaError, match=r"somebody else's transaction is in the way.*run 'worker migrate' again"):
+            Schema().migrate(db)
+
+    assert Schema().migrate(db) == [f"{NEWEST + 1:04}_blocked"]
+
+
+def test_a_migration_waits_ten_seconds_by_default(db: psycopg.Connection) -> None:
+    with db.transaction():
+        db.execute(schema_module.LIMIT_WAIT)
+
+        assert scalar(db, "SHOW lock_timeout") == "10s"
 
 
 def test_a_missing_schema_is_refused_with_the_command(empty: Schema, db: psycopg.Connection) -> None:

@@ -27,7 +27,16 @@ OTHERS = """
 CASES: dict[str, tuple[LiteralString, dict[str, Any], str]] = {
     "claim": (
         CLAIM_JOBS,
-        {"queues": ["default", "mail"], "actors": ["charge"], "limit": 10, "worker": uuid4()},
+        {
+            "queues": ["default", "mail"],
+            "actors": ["charge"],
+            "limit": 10,
+            "free": 10,
+            "holding": ["hold"],
+            "checkouts": 2,
+            "idle": False,
+            "worker": uuid4(),
+        },
         "job_available",
     ),
     "promote": (PROMOTE_DUE, {}, "job_scheduled"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dramatiq
 import psycopg
 import pytest
 from dramatiq import group, pipeline
+from dramatiq.middleware import GroupCallbacks
 from dramatiq.rate_limits import Barrier, BucketRateLimiter, ConcurrentRateLimiter, WindowRateLimiter
-from dramatiq.results import ResultFailure, ResultMissing, ResultTimeout
+from dramatiq.rate_limits.backends import StubBackend as StubLimits
+from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
+from dramatiq.results.backends import StubBackend as StubResults
 from psycopg import AsyncConnection, Connection
 
 from tests.factories import InThread, column, opened_pool, scalar
@@ -177,6 +181,17 @@ def test_the_last_member_is_the_last_again_when_it_runs_again(sender: PostgresBr
     assert [arrive(db, sender, who) for who in (1, 2, 2, 1)] == [False, True, True, False]
 
 
+@pytest.mark.parametrize("kind", [Results, GroupCallbacks])
+def test_a_middleware_of_ones_own_takes_the_place_of_ours(kind: type[dramatiq.Middleware]) -> None:
+    """Both together would store results twice, and enqueue the callbacks of a group twice."""
+    broker = PostgresBroker(schema="worker")
+    own = Results(backend=StubResults()) if kind is Results else GroupCallbacks(StubLimits())
+
+    broker.add_middleware(own)
+
+    assert [middleware for middleware in broker.middleware if isinstance(middleware, kind)] == [own]
+
+
 def test_a_mutex_lets_one_in_at_a_time(sender: PostgresBroker) -> None:
     mutex = ConcurrentRateLimiter(PostgresLimits(sender), "one", limit=1)
 
@@ -211,6 +226,17 @@ def test_a_window_and_a_bucket_count_what_they_let_in(sender: PostgresBroker) ->
         counted.append(admitted)
 
     assert counted == [3, 3]
+
+
+def test_racing_callers_never_pass_a_window(sender: PostgresBroker) -> None:
+    """Each on another second's counter, so that none of them meets the row of another."""
+    limits = PostgresLimits(sender)
+    keys = [f"w@{second}" for second in range(8)]
+
+    racers = [InThread(partial(limits.incr_and_sum, key, lambda: keys, 1, 3, 60_000)) for key in keys]
+    let_in = sum(racer.result() for racer in racers)
+
+    assert let_in == 3
 
 
 def test_a_counter_that_has_expired_begins_anew(sender: PostgresBroker, db: psycopg.Connection) -> None:

@@ -11,11 +11,12 @@ import pytest
 from dramatiq.middleware import TimeLimitExceeded
 from psycopg import AsyncConnection, Connection
 
-from tests.factories import column, scalar
+from tests.factories import backend_pid, column, scalar
 from tests.running import WAIT, RunningWorker, attempts, error, outcome
 from tests.waiting import wait_until
 from worker import Context, Pool, PostgresBroker, clock, job
 from worker.pool import connection as worker_connection
+from worker.pool import holder
 from worker.queue.job_transaction import JobTransaction
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -354,3 +355,26 @@ def test_a_send_is_not_interrupted_half_way(
     # A send that the interrupt met is made, although its sender did not live to note it.
     assert 0 <= scalar(db, "SELECT count(*) FROM worker.job") - len(sent) <= 20
     assert worker.dispatcher.is_alive
+
+
+def test_a_late_cancel_does_not_meet_the_next_holder_of_the_connection(
+    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
+) -> None:
+    """It names the run that is to be cancelled, which has nothing out any more."""
+    names: list[str | None] = []
+    sessions: list[int] = []
+
+    @job(broker=broker, max_retries=0)
+    def hold(conn: Connection, seconds: float) -> None:
+        names.append(holder.get())
+        sessions.append(backend_pid(conn))
+        conn.execute("SELECT pg_sleep(%s)", [seconds])
+
+    outcome(db, hold.send(0.0))
+    message = hold.send(1.0)
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    wait_until(lambda: scalar(db, asleep) == 1, WAIT, "the second run's statement")
+    worker.pool.cancel(str(names[0]), timeout=1.0)
+
+    assert outcome(db, message) == "done"
+    assert (sessions[0] == sessions[1], names[0] == names[1]) == (True, False)

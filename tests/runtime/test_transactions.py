@@ -528,6 +528,33 @@ def test_a_job_whose_lease_was_lost_at_commit_is_not_called_done(
     assert events == ["job.lease_lost"]
 
 
+def test_two_runs_of_one_job_in_one_process_keep_apart(
+    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
+) -> None:
+    """The first has lost its lease and does not know; what its end reclaims must not be the second's connection."""
+    first, at_work, enough = Once(), [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection, ctx: Context) -> None:
+        run = 0 if first() else 1
+        conn.execute("INSERT INTO note VALUES (%s)", [f"run {run}"])
+        at_work[run].set()
+        assert enough[run].wait(WAIT)
+        conn.execute("INSERT INTO note VALUES (%s)", [f"run {run} again"])
+
+    message = write.send()
+    assert at_work[0].wait(WAIT)
+    taken_over(db, message)
+    assert at_work[1].wait(WAIT)
+    enough[0].set()
+    wait_until(lambda: worker.feed.num_running == 1, WAIT, "the end of the first run")
+    held = worker.pool.num_out
+    enough[1].set()
+
+    assert outcome(db, message) == "done"
+    assert (held, column(db, NOTES)) == (1, ["run 1", "run 1 again"])
+
+
 def test_a_job_without_connection_that_lost_its_lease_settles_nothing(
     broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +16,8 @@ from psycopg.types.json import Jsonb
 
 from worker.queue.schema import Schema
 from worker.schedule.declaration import Missed, Overlap, Schedule
-from worker.schedule.ledger import Declared, Enqueue, Ledger, Pass, Survey
+from worker.schedule.ledger import Enqueue, Ledger, Pass
+from worker.schedule.register import Declared, Register, Survey
 from worker.schedule.trigger import Every, Trigger
 
 T = TypeVar("T")
@@ -53,10 +54,10 @@ def schedule(
     return Schedule(name, spec, tz, missed, overlap, grace, trigger, actor(actor_name), "jobs/test.py line 1")
 
 
-def enqueue(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
-    """Insert the job as a send would: available at once, in the caller's transaction."""
+def enqueue(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float = 0.0) -> UUID:
+    """Insert the job as a send would, in the caller's transaction; whatever the delay, it is available at once."""
     job_id = uuid4()
-    args = Jsonb({"schedule": schedule.name, "tick": tick.isoformat(), "pid": conn.info.backend_pid})
+    args = Jsonb({"schedule": schedule.name, "tick": tick.isoformat(), "pid": conn.info.backend_pid, "delay": delay})
     conn.execute(
         """
         INSERT INTO worker.job (id, queue, actor, state, due_at, rank, enqueued_at, args)
@@ -81,17 +82,18 @@ def dispatcher(url: str) -> Iterator[Callable[[Callable[[psycopg.Connection[Any]
 class Book:
     """A ledger over one autocommit connection: each call is a transaction, at the instant given or the real one."""
 
-    def __init__(self, db: psycopg.Connection[Any], enqueue: Enqueue = enqueue) -> None:
+    def __init__(self, db: psycopg.Connection[Any], enqueue: Enqueue = enqueue, modules: Sequence[str] = ()) -> None:
         self.db = db
         self.ledger = Ledger(enqueue, schema=SCHEMA)
+        self.register = Register(SCHEMA, modules)
 
     def declare(self, schedule: Schedule, now: datetime | None = None, *, takeover: bool = False) -> Declared:
         with self.db.transaction():
-            return self.ledger.declare(self.db, schedule, takeover=takeover, now=now)
+            return self.register.declare(self.db, schedule, takeover=takeover, now=now)
 
     def survey(self, schedules: list[Schedule], now: datetime | None = None) -> Survey:
         with self.db.transaction():
-            return self.ledger.survey(self.db, schedules, now=now)
+            return self.register.survey(self.db, schedules, now=now)
 
     def advance(self, schedule: Schedule, now: datetime | None = None) -> Pass:
         with self.db.transaction():

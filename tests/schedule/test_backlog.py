@@ -123,29 +123,32 @@ def test_more_ticks_than_one_transaction_takes_are_left_for_the_next(monkeypatch
     assert found.more
 
 
-def test_coalescing_goes_on_over_the_next_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TICKS", 3)
-    now = NOON + 20 * SECOND
+def test_missed_ticks_too_many_to_list_are_coalesced_by_one_row() -> None:
+    hourly_seconds = Cron(parse("* 0-29 * * * *", seconds=True), ZoneInfo("Europe/Berlin"))
 
-    first = due(now, NOON - 5 * MINUTE)
-    second = due(now, first.entries[-1].tick)
+    (found, heir) = due(NOON + 2400 * SECOND, NOON - SECOND, trigger=hourly_seconds, grace=7200.0).entries
 
-    assert [entry.outcome for entry in first.entries + second.entries] == ["coalesced"] * 4 + ["late"]
-    # Into the first tick of the next transaction, which is coalesced further.
-    assert {entry.coalesced_into for entry in first.entries} == {second.entries[0].tick}
+    assert heir == Entry(NOON + 1799 * SECOND, "late", 601.0)
+    assert found == Entry(NOON, "coalesced", 2400.0, coalesced_into=heir.tick, until=heir.tick)
+
+
+def test_a_thousand_missed_ticks_are_still_listed_one_by_one() -> None:
+    found = due(NOON, NOON - 1015 * SECOND, trigger=Every(1), missed="skip")
+
+    assert [entry.outcome for entry in found.entries] == ["skipped"] * 999 + ["fired"] * 16
 
 
 @pytest.mark.parametrize(("paused", "reason"), [(False, "grace"), (True, "paused")])
 def test_one_row_stands_for_what_is_too_long_to_list(
     monkeypatch: pytest.MonkeyPatch, paused: bool, reason: str
 ) -> None:
-    monkeypatch.setattr(module, "MAX_TICKS", 3)
+    monkeypatch.setattr(module, "MAX_LISTED", 3)
 
     found = due(NOON + 20 * SECOND, NOON - timedelta(days=30), trigger=Every(1), grace=0.0, paused=paused)
 
     dropped = [entry for entry in found.entries if entry.reason == reason]
-    end = found.entries[3].tick if not paused else NOON + 20 * SECOND + timedelta(microseconds=1)
-    assert [entry.until for entry in dropped] == [None, None, end]
+    end = found.entries[1].tick if not paused else NOON + 20 * SECOND + timedelta(microseconds=1)
+    assert [(entry.tick, entry.until) for entry in dropped] == [(NOON - timedelta(days=30) + SECOND, end)]
 
 
 def test_a_long_downtime_does_not_delay_the_ticks_that_can_still_fire() -> None:

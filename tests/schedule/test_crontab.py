@@ -36,7 +36,7 @@ EVERY_DAY = (0, 1, 2, 3, 4, 5, 6)
     ],
 )
 def test_weekdays_are_counted_from_sunday_and_may_wrap(text: str, weekdays: tuple[int, ...]) -> None:
-    assert parse(text).weekdays == weekdays
+    assert parse(text).calendar.weekdays == weekdays
 
 
 @pytest.mark.parametrize(
@@ -49,21 +49,16 @@ def test_weekdays_are_counted_from_sunday_and_may_wrap(text: str, weekdays: tupl
     ],
 )
 def test_months_have_names_ranges_and_steps(text: str, months: tuple[int, ...]) -> None:
-    assert parse(text).months == months
+    assert parse(text).calendar.months == months
 
 
 def test_lists_ranges_and_steps_mix_in_one_field() -> None:
-    assert parse("0,5-7,40-58/6,*/30 * * * *").minutes == (0, 5, 6, 7, 30, 40, 46, 52, 58)
+    assert parse("0,5-7,40-58/6,*/30 * * * *").calendar.minutes == (0, 5, 6, 7, 30, 40, 46, 52, 58)
 
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_a_macro_means_its_five_fields(macro: str) -> None:
-    spelt_out = parse(MACROS[macro])
-
-    assert (
-        parse(macro.upper()).calendars()[0].__getstate__()["fields"]
-        == spelt_out.calendars()[0].__getstate__()["fields"]
-    )
+    assert parse(macro.upper()).calendar == parse(MACROS[macro]).calendar
 
 
 def test_blanks_between_fields_do_not_matter() -> None:
@@ -71,17 +66,17 @@ def test_blanks_between_fields_do_not_matter() -> None:
 
 
 def test_a_field_of_seconds_comes_first_and_by_request() -> None:
-    crontab = parse("*/20 30 2 * * *", seconds=True)
+    calendar = parse("*/20 30 2 * * *", seconds=True).calendar
 
-    assert (crontab.seconds, crontab.minutes, crontab.hours) == ((0, 20, 40), (30,), (2,))
+    assert (calendar.seconds, calendar.minutes, calendar.hours) == ((0, 20, 40), (30,), (2,))
 
 
 def test_without_seconds_a_tick_is_on_the_minute() -> None:
-    assert parse("* * * * *").seconds == (0,)
+    assert parse("* * * * *").calendar.seconds == (0,)
 
 
 def test_a_macro_with_seconds_is_still_one_tick() -> None:
-    assert parse("@daily", seconds=True).seconds == (0,)
+    assert parse("@daily", seconds=True).calendar.seconds == (0,)
 
 
 def ticks(text: str, count: int) -> list[datetime]:
@@ -117,6 +112,25 @@ def test_the_last_day_may_be_listed_with_others() -> None:
     assert days == ["15 Jan", "31 Jan", "15 Feb", "28 Feb"]
 
 
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [
+        ("0 0 * * fri#2", ["Fri 09 Jan", "Fri 13 Feb", "Fri 13 Mar"]),
+        ("0 0 * * 5#2", ["Fri 09 Jan", "Fri 13 Feb", "Fri 13 Mar"]),
+        ("0 0 * * 7#1,sun#3", ["Sun 04 Jan", "Sun 18 Jan", "Sun 01 Feb"]),
+        ("0 0 * * friL", ["Fri 30 Jan", "Fri 27 Feb", "Fri 27 Mar"]),
+        ("0 0 * * 0l", ["Sun 25 Jan", "Sun 22 Feb", "Sun 29 Mar"]),
+        ("0 0 * * thu#5", ["Thu 29 Jan", "Thu 30 Apr", "Thu 30 Jul"]),
+        ("0 0 * 2 sun#5", ["Sun 29 Feb"]),
+        ("0 0 1 * mon#1", ["Mon 05 Jan", "Sun 01 Feb", "Mon 02 Feb"]),
+        ("0 0 */2 * mon#1", ["Mon 05 Jan", "Mon 01 Jun", "Mon 03 Aug"]),
+        ("0 0 L * tue,fri#1", ["Fri 02 Jan", "Tue 06 Jan", "Tue 13 Jan"]),
+    ],
+)
+def test_a_weekday_may_be_counted_within_its_month(text: str, days: list[str]) -> None:
+    assert [tick.strftime("%a %d %b") for tick in ticks(text, len(days))] == days
+
+
 def test_a_day_that_never_comes_is_fine_beside_a_weekday() -> None:
     days = [tick.strftime("%a %d %b") for tick in ticks("0 0 30 2 mon", 2)]
 
@@ -137,14 +151,21 @@ def test_a_leap_day_on_a_weekend_is_found_however_far_it_is() -> None:
         ("0 9 * 13 *", "field 4 (month), '13': 13 is out of range; expected 1-12 or jan-dec"),
         ("0 9 * * 8", "field 5 (weekday), '8': 8 is out of range; expected 0-7 (0 and 7 are Sunday)"),
         ("0 9 * * 1,8", "field 5 (weekday), '8': 8 is out of range"),
-        ("0 9 * * fri#2", "field 5 (weekday), 'fri#2': the nth weekday of a month is not offered"),
-        ("0 9 * * lastfri", "field 5 (weekday), 'lastfri': L and last mean the last day of the month"),
-        ("0 9 * * last7", "field 5 (weekday), 'last7': L and last mean the last day of the month"),
-        ("0 9 * * 5L", "field 5 (weekday), '5L': L and last mean the last day of the month"),
-        ("0 9 * * L", "field 5 (weekday), 'L': L and last mean the last day of the month"),
-        ("0 9 L-3 * *", "field 3 (day), 'L-3': L and last mean the last day of the month: alone"),
-        ("0 9 15W * *", "field 3 (day), '15W': the weekday nearest to a date is not offered"),
-        ("0 9 LW * *", "field 3 (day), 'LW': the weekday nearest to a date is not offered"),
+        ("0 9 * * fri#6", "field 5 (weekday), 'fri#6': '#' counts a weekday within the month, in the weekday field"),
+        ("0 9 * * fri#0", "fri#1 to fri#5, or friL; expected 0-7 (0 and 7 are Sunday) or sun-sat, fri#2 or friL"),
+        ("0 9 * * 8#1", "field 5 (weekday), '8#1': '#' counts a weekday"),
+        ("0 9 * * mon-fri#1", "field 5 (weekday), 'mon-fri#1': '#' counts one weekday, write mon#2,tue#2"),
+        ("0 9 1#2 * *", "field 3 (day), '1#2': '#' counts a weekday within the month, in the weekday field only"),
+        ("0 9 * * lastfri", "field 5 (weekday), 'lastfri': L means the last day of the month, alone in the day field"),
+        ("0 9 * * last7", "field 5 (weekday), 'last7': L means the last day of the month"),
+        ("0 9 * * 8L", "field 5 (weekday), '8L': L means the last day of the month"),
+        ("0 9 * * L", "field 5 (weekday), 'L': L means the last day of the month"),
+        ("0 9 5L * *", "field 3 (day), '5L': L means the last day of the month"),
+        ("0 9 L-3 * *", "field 3 (day), 'L-3': L means the last day of the month, alone"),
+        ("L * * * *", "field 1 (minute), 'L': L means the last day of the month"),
+        ("0 9 15W * *", "field 3 (day), '15W': W, the weekday nearest to a date, is not offered"),
+        ("0 9 LW * *", "field 3 (day), 'LW': W, the weekday nearest to a date, is not offered"),
+        ("0 9 * * fri-fri/1", "field 5 (weekday), 'fri-fri/1': a range of one value has no use for a step"),
         ("0 9 ? * *", "field 3 (day), '?': '?' belongs to Quartz, write '*'"),
         ("H * * * *", "field 1 (minute), 'H': 'H' belongs to Jenkins"),
         ("H(0-29)/10 * * * *", "'H' belongs to Jenkins"),
@@ -165,6 +186,7 @@ def test_a_leap_day_on_a_weekend_is_found_however_far_it_is() -> None:
         ("1" * 5000 + " * * * *", "is not understood"),
         ("0 0 30 2 *", "would never run"),
         ("0 0 31 4,6,9,11 *", "would never run"),
+        ("0 0 */30 * mon#2", "no month in field 4 (month) has a date of field 3 (day), '*/30', that is in field 5"),
         ("0 0 * * * *", "has 6 fields, expected 5 (minute hour day month weekday) or a macro such as @daily;"),
         ("0 0 * * * *", "needs seconds=True"),
         ("0 0 * *", "has 4 fields, expected 5 (minute hour day month weekday)"),
@@ -215,9 +237,9 @@ def test_every_text_of_lists_and_ranges_means_just_those_numbers(
     fields: tuple[tuple[str, frozenset[int]], ...],
 ) -> None:
     # A weekday keeps 31 February from being refused.
-    crontab = parse(" ".join(text for text, _ in fields) + " mon")
+    calendar = parse(" ".join(text for text, _ in fields) + " mon").calendar
 
-    assert [set(numbers) for numbers in (crontab.minutes, crontab.hours, crontab.days, crontab.months)] == [
+    assert [set(numbers) for numbers in (calendar.minutes, calendar.hours, calendar.days, calendar.months)] == [
         numbers for _, numbers in fields
     ]
 

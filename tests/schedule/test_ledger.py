@@ -10,14 +10,14 @@ import psycopg
 import pytest
 
 from tests.schedule.standins import Book, enqueue, schedule
-from worker.schedule.backlog import MAX_TICKS
 from worker.schedule.declaration import Missed, Overlap, Schedule
-from worker.schedule.ledger import ABANDONED_AFTER
+from worker.schedule.rows import ABANDONED_AFTER
 from worker.schedule.trigger import Every
 
 NOON = datetime(2026, 3, 31, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
+MICROSECOND = timedelta(microseconds=1)
 
 
 def test_a_due_tick_fires_its_job(book: Book) -> None:
@@ -58,7 +58,7 @@ def test_no_tick_fires_before_its_time_by_the_databases_clock(book: Book) -> Non
 def test_the_databases_clock_is_the_one_that_runs_during_the_transaction(book: Book) -> None:
     with book.db.transaction():
         begun = _one(book.db, "SELECT now()")
-        book.ledger.declare(book.db, schedule())
+        book.register.declare(book.db, schedule())
         done = book.ledger.advance(book.db, schedule())
 
     assert done.now is not None
@@ -72,7 +72,7 @@ def test_a_new_schedule_does_not_fire_its_past(book: Book) -> None:
 
 
 def test_a_schedule_that_is_not_declared_fires_nothing(book: Book) -> None:
-    assert book.advance(schedule(), NOON).refused == "undeclared"
+    assert book.advance(schedule(), NOON).refused == "locked"
 
 
 def test_declaring_again_changes_nothing(book: Book) -> None:
@@ -137,8 +137,9 @@ def test_a_row_that_stands_for_many_ticks_loses_none(book: Book) -> None:
         book.db, "SELECT min(tick), max(tick), max(until) FROM worker.tick WHERE reason = 'grace'"
     )
     fired = _row(book.db, "SELECT min(tick), max(tick), count(*) FROM worker.tick WHERE outcome = 'fired'")
-    assert (first, last) == (NOON - 3599 * SECOND, NOON - (3600 - MAX_TICKS) * SECOND)
+    assert (first, last) == (NOON - 3599 * SECOND, NOON - 3599 * SECOND)
     assert fired == (until, NOON, 16)
+    assert len(book.told()) == 17
 
 
 def test_after_a_row_that_stands_for_a_pause_the_next_tick_is_the_next_row(book: Book) -> None:
@@ -233,7 +234,12 @@ def test_a_resumed_schedule_fires_from_its_next_tick_on(book: Book) -> None:
     assert book.ledger.resume(book.db, "purge", now=NOON + 90 * SECOND)
     book.advance(schedule(missed="all"), NOON + 2 * MINUTE)
 
-    assert book.told() == [("12:02:00", "fired", None)]
+    # No process looked during the pause: resuming says what became of its ticks.
+    assert book.told() == [
+        ("12:00:00", "skipped", "paused"),
+        ("12:01:00", "skipped", "paused"),
+        ("12:02:00", "fired", None),
+    ]
 
 
 def test_resuming_what_runs_does_not_drop_its_due_ticks(book: Book) -> None:
@@ -277,7 +283,18 @@ def test_a_changed_spec_begins_when_it_is_declared(book: Book) -> None:
     assert book.declare(changed, NOON - SECOND) == "changed"
     book.advance(changed, NOON)
 
-    assert book.told() == [("12:00:00", "fired", None)]
+    # One row for the 7,200 ticks that were due by the old spec.
+    assert book.told() == [("12:01:00", "skipped", "changed"), ("12:00:00", "fired", None)]
+    assert _one(book.db, "SELECT until FROM worker.tick WHERE reason = 'changed'") == NOON - SECOND + MICROSECOND
+
+
+def test_ticks_of_an_old_spec_that_nobody_decided_have_rows(book: Book) -> None:
+    changed = schedule(spec="every 3600 seconds", trigger=Every(3600))
+    book.declare(schedule(), NOON - SECOND)
+
+    book.declare(changed, NOON + 90 * SECOND)
+
+    assert book.told() == [("12:00:00", "skipped", "changed"), ("12:01:00", "skipped", "changed")]
 
 
 def test_a_changed_policy_still_makes_up_for_what_was_missed(book: Book) -> None:
@@ -342,11 +359,11 @@ def test_abandoned_terms_are_taken_over_from_when_they_were_last_alive(book: Boo
     assert book.declare(new, later, takeover=True) == "changed"
     book.advance(new, later)
 
-    assert book.told() == [("12:00:00", "late", None)]
+    assert book.told()[-2:] == [("11:59:00", "skipped", "changed"), ("12:00:00", "late", None)]
 
 
 def test_a_job_that_cannot_be_enqueued_leaves_its_tick_undecided(book: Book) -> None:
-    def refuse(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
+    def refuse(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
         enqueue(conn, schedule, tick)
         raise RuntimeError("no such queue")
 
@@ -372,7 +389,7 @@ def test_a_tick_in_the_ledger_is_not_fired_again_whatever_last_tick_says(book: B
 
 
 def test_a_writer_without_the_lock_cannot_make_a_second_job_of_a_tick(book: Book, database: str) -> None:
-    def enqueue_too_late(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
+    def enqueue_too_late(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
         with psycopg.connect(database, autocommit=True) as other:
             other.execute(
                 """

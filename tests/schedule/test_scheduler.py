@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -20,8 +21,10 @@ from tests.waiting import wait_until
 from worker import clock
 from worker.schedule import Schedule, Scheduler, backlog
 from worker.schedule import scheduler as module
-from worker.schedule.ledger import Pass, Survey
-from worker.schedule.trigger import Every
+from worker.schedule.crontab import parse
+from worker.schedule.ledger import Pass
+from worker.schedule.register import Survey
+from worker.schedule.trigger import Cron, Every
 
 PATIENCE = 20.0
 SECOND = timedelta(seconds=1)
@@ -129,12 +132,14 @@ def test_what_failed_is_logged_and_found_again_by_the_heartbeat(
         with scheduler(fail_twice, due):
             wait_until(book.job_ids, PATIENCE, "the job of the tick that failed")
 
-    errors = [entry["error"] for entry in named(logs, "scheduler.heartbeat_failed")]
+    errors = [
+        entry["error"] for entry in logs if entry["event"] in ("scheduler.heartbeat_failed", "scheduler.poll_failed")
+    ]
     assert errors == ["OperationalError: server closed the connection", "RuntimeError: closed"]
 
 
 def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: str, logs: list[Any]) -> None:
-    def refuse_one(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
+    def refuse_one(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
         if schedule.name == "broken":
             raise LookupError("no such queue")
         return enqueue(conn, schedule, tick)
@@ -149,6 +154,18 @@ def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: st
 
     assert {entry["schedule"] for entry in named(logs, "schedule.failed")} == {"broken"}
     assert book.told("broken") == []
+
+
+def test_a_time_that_a_clock_change_skips_is_warned_of_at_registration(
+    book: Book, database: str, logs: list[Any]
+) -> None:
+    in_gap = schedule(trigger=Cron(parse("30 2 * * *"), ZoneInfo("America/New_York")), spec="30 2 * * *")
+
+    with dispatcher(database) as submit, scheduler(submit, in_gap):
+        wait_until(lambda: named(logs, "schedule.gap"), PATIENCE, "the warning")
+
+    (warning,) = named(logs, "schedule.gap")
+    assert "the clock skips 02:30: it runs at 03:30 instead" in warning["warning"]
 
 
 def test_a_stale_process_says_so_once(book: Book, database: str, logs: list[Any]) -> None:
@@ -210,21 +227,39 @@ class EarlyLedger:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
+    def advance_all(self, *_: Any) -> list[Pass]:
+        now = clock.now()
+        self.looks.append((now, Pass(now - timedelta(seconds=0.3))))
+        return [self.looks[-1][1]]
+
+
+class QuietRegister:
+    """A register in which nothing ever changes."""
+
+    def __init__(self, *_: Any) -> None: ...
+
     def declare(self, *_: Any) -> str:
         return "confirmed"
+
+    def disable_vanished(self, *_: Any) -> list[str]:
+        return []
 
     def survey(self, *_: Any) -> Survey:
         return Survey((), ())
 
-    def advance(self, *_: Any) -> Pass:
-        now = clock.now()
-        self.looks.append((now, Pass(now - timedelta(seconds=0.3))))
-        return self.looks[-1][1]
+    def confirm_gone(self, *_: Any, **__: Any) -> None: ...
+
+    def revision(self, *_: Any) -> tuple[int, int]:
+        return 0, 0
+
+    def in_database(self, *_: Any) -> list[Any]:
+        return []
 
 
 def test_a_machine_ahead_of_the_database_looks_again_when_the_tick_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     EarlyLedger.looks = []
     monkeypatch.setattr(module, "Ledger", EarlyLedger)
+    monkeypatch.setattr(module, "Register", QuietRegister)
 
     def at_once(work: Callable[[Any], Any]) -> Future[Any]:
         done: Future[Any] = Future()
@@ -239,13 +274,6 @@ def test_a_machine_ahead_of_the_database_looks_again_when_the_tick_is_due(monkey
     assert found.now is not None
     assert found.now >= tick
     assert second < tick + 2 * SECOND
-
-
-def test_without_schedules_there_is_no_thread() -> None:
-    before = threads()
-
-    with Scheduler([], submit=Unreachable(), enqueue=enqueue, schema=SCHEMA):
-        assert threads() == before
 
 
 def test_there_is_one_thread_however_many_schedules() -> None:
@@ -336,5 +364,5 @@ def test_a_stuck_database_does_not_pile_up_work() -> None:
         start = clock.now()
         wait_until(lambda: clock.now() > start + 4 * SECOND, PATIENCE, "four ticks")
 
-    # One that runs and one that waits, and the same for the heartbeat.
-    assert len(submit.futures) <= 4
+    # One that runs and one that waits, and the same for the heartbeat and the poll.
+    assert len(submit.futures) <= 6

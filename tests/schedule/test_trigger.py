@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
 from calendar import month_abbr
 from collections.abc import Callable
@@ -15,8 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.schedule import walking
+from worker.schedule.calendar import Calendar
 from worker.schedule.crontab import parse
-from worker.schedule.trigger import EPOCH, Cron, Every
+from worker.schedule.trigger import EPOCH, NEVER, At, Cron, Every, Gap, Repeat
+from worker.schedule.warning import gap_warning
 
 MINUTE = timedelta(minutes=1)
 
@@ -170,13 +174,13 @@ def test_a_change_costs_a_schedule_of_each_second_only_a_few_looks(
 ) -> None:
     # By wall clock, as no field of its hours and minutes starts with `*`: walking the hour would take 3600 looks.
     looks: list[datetime] = []
-    look = Cron._next_wall
+    look = Calendar.after
 
-    def counted(cron: Cron, wall: datetime) -> datetime:
+    def counted(calendar: Calendar, wall: datetime) -> datetime | None:
         looks.append(wall)
-        return look(cron, wall)
+        return look(calendar, wall)
 
-    monkeypatch.setattr(Cron, "_next_wall", counted)
+    monkeypatch.setattr(Calendar, "after", counted)
     cron = Cron(parse("* 0-59 0-23 * * *", seconds=True), ZoneInfo(zone))
     change, _ = change_in(walk(zone, day))
 
@@ -184,6 +188,86 @@ def test_a_change_costs_a_schedule_of_each_second_only_a_few_looks(
         looks.clear()
         cron.after(change + minutes * MINUTE)
         assert len(looks) < 20
+
+
+@pytest.mark.parametrize("zone", walking.ZONES)
+def test_any_crontab_and_policy_ticks_as_a_walk_over_every_minute_says(zone: str) -> None:
+    # A sample, another one at each run; `python -m tests.schedule.walking` walks every change of twenty years.
+    chance = random.Random()  # noqa: S311  # seeded by pytest-randomly
+    for change in chance.sample(walking.changes_of(zone), 5):
+        near = (change - MINUTE).astimezone(ZoneInfo(zone)) + MINUTE
+        for _ in range(2):
+            text = walking.some_text(chance, near)
+            gap, repeat = chance.choice(walking.GAPS), chance.choice(walking.REPEATS)
+            assert list(walking.differences(zone, change, text, gap, repeat)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gap", "repeat", "instants"),
+    [
+        ("30 2 * 3 *", None, None, ["07 07:30", "08 07:30", "09 06:30"]),
+        ("30 2 * 3 *", "run", None, ["07 07:30", "08 07:30", "09 06:30"]),
+        ("30 2 * 3 *", "skip", None, ["07 07:30", "09 06:30", "10 06:30"]),
+        ("*/30 2 * 3 *", None, None, ["07 07:00", "07 07:30", "09 06:00"]),
+        ("*/30 2 8 3 *", "run", None, ["08 07:00", "08 07:30"]),
+        ("30 1 * 11 *", None, None, ["01 05:30", "02 06:30", "03 06:30"]),
+        ("30 1 * 11 *", None, "both", ["01 05:30", "01 06:30", "02 06:30"]),
+        ("*/30 1 * 11 *", None, "first", ["01 05:00", "01 05:30", "02 06:00"]),
+    ],
+)
+def test_a_schedule_says_what_a_change_of_the_clock_does_to_it(
+    text: str, gap: Gap | None, repeat: Repeat | None, instants: list[str]
+) -> None:
+    month = 3 if " 3 " in text else 11
+    cron = Cron(parse(text), ZoneInfo("America/New_York"), gap, repeat)
+    tick = datetime(2026, month, 7 if month == 3 else 1, tzinfo=UTC)
+
+    assert [f"{(tick := cron.after(tick)):%d %H:%M}" for _ in instants] == instants
+
+
+def test_what_the_clock_did_to_a_tick_is_told() -> None:
+    new_york, berlin = ZoneInfo("America/New_York"), ZoneInfo("Europe/Berlin")
+    moved = Cron(parse("30 2 * * *"), new_york)
+    twice = Cron(parse("0 2 * * *"), berlin, repeat="both")
+
+    assert moved.note(datetime(2026, 3, 8, 7, 30, tzinfo=UTC)) == "moved: the clock skips 02:30"
+    assert moved.note(datetime(2026, 3, 9, 6, 30, tzinfo=UTC)) == ""
+    assert twice.note(datetime(2026, 10, 25, 0, tzinfo=UTC)) == "first of two 02:00: the clock is turned back"
+    assert twice.note(datetime(2026, 10, 25, 1, tzinfo=UTC)) == "second 02:00: the clock is turned back"
+    assert Cron(parse("*/30 * * * *"), new_york).note(datetime(2026, 3, 8, 7, 30, tzinfo=UTC)) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "gap", "warning"),
+    [
+        ("30 2 * * *", None, "on 2026-03-08 the clock skips 02:30: it runs at 03:30 instead"),
+        ("30 2 * * *", "skip", "on 2026-03-08 the clock skips 02:30: it does not run then"),
+        ("*/20 2 * * *", None, "on 2026-03-08 the clock skips 02:00: it does not run then"),
+        ("30 2 10 3 *", None, "on 2030-03-10 the clock skips 02:30: it runs at 03:30 instead"),
+        ("30 3 * * *", None, None),
+        ("30 * * * *", None, None),
+    ],
+)
+def test_a_time_that_falls_into_a_gap_is_warned_of_with_the_next_such_day(
+    text: str, gap: Gap | None, warning: str | None
+) -> None:
+    cron = Cron(parse(text), ZoneInfo("America/New_York"), gap)
+
+    assert gap_warning(cron, datetime(2026, 1, 1, tzinfo=UTC)) == warning
+
+
+def test_a_single_instant_ticks_once() -> None:
+    noon = datetime(2026, 3, 31, 12, tzinfo=UTC)
+
+    assert At(noon).after(noon - MINUTE) == noon
+    assert At(noon).after(noon) == NEVER
+
+
+def test_a_time_that_the_clock_always_skips_never_ticks() -> None:
+    # The second Sunday of March is when New York's clocks change.
+    new_york = ZoneInfo("America/New_York")
+
+    assert Cron(parse("30 2 * 3 sun#2"), new_york, gap="skip").after(datetime(2026, 1, 1, tzinfo=UTC)) == NEVER
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])

@@ -17,7 +17,7 @@ from worker.schedule import Schedule, Scheduler
 from worker.schedule.trigger import Every
 
 
-def hang_inside(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime) -> UUID:
+def hang_inside(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
     """Enqueue and then stay in the open transaction, holding the schedule's row."""
     enqueue(conn, schedule, tick)
     print("inside", flush=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -10,12 +12,16 @@ import click
 from worker.cli import exits
 
 _VERBS = {
+    "config": "worker.cli.config",
     "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
+    "doctor": "worker.cli.doctor",
     "enqueue": "worker.cli.enqueue",
     "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
     "run": "worker.cli.run",
+    "schedules": "worker.cli.schedules",
+    "status": "worker.cli.status",
 }
 
 
@@ -31,9 +37,14 @@ class Verbs(click.Group):
         verb: click.Command = importlib.import_module(_VERBS[cmd_name]).command
         return verb
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _usage_without_passwords():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_without_passwords():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own, and it knows their exit codes
         except (Exception, KeyboardInterrupt) as exc:
@@ -42,6 +53,18 @@ class Verbs(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), sentence) for code, sentence in exits.MEANINGS.items()])
+
+
+@contextmanager
+def _usage_without_passwords() -> Iterator[None]:
+    """What click says about a command line, which it quotes."""
+    try:
+        yield
+    except click.ClickException as exc:
+        from worker.secrecy import without_passwords
+
+        exc.message = without_passwords(exc.message)  # type: ignore[misc]  # quoted from the command line as it is
+        raise
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

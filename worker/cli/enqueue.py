@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli import exits
 from worker.cli.jobs import age
-from worker.cli.settings import NO_DATABASE, configured, database_url, schema_name, setting
+from worker.cli.settings import NO_DATABASE, configured, database_url, schema_name, setting, several
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Message
@@ -56,37 +55,37 @@ def _objects(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 @click.option("--unique-key", help="Do nothing if a job with this key waits already.")
 @click.option("--tag", "tags", multiple=True, help="A word that finds the job; repeat for more.")
 @click.option("--dry-run", is_flag=True, help="Check it, print it, and enqueue nothing.")
-@setting("--jobs", "Module that declares jobs; a package with its modules. Repeat for more.", multiple=True)
+@setting(
+    "--jobs", "Module that declares jobs; a package with its modules. Repeat for more.", multiple=True, callback=several
+)
 @schema_name
 @database_url
-@click.pass_context
 def command(
-    ctx: click.Context, /, actor: str, arguments: tuple[str, ...], objects: dict[str, Any], jobs: tuple[str, ...],
-    database_url: str | None, schema: str | None, dry_run: bool, **options: Any,
+    actor: str, arguments: tuple[str, ...], objects: dict[str, Any], jobs: str | None, database_url: str | None,
+    schema: str | None, config: str | None, dry_run: bool, **options: Any,
 ) -> None:  # fmt: skip
     """
     Send a job by hand, checked against its signature; prints its id.
 
     ACTOR is the job's name, NAME=VALUE its arguments: 'worker enqueue charge invoice_id=42 note="by hand"'.
     """
-    from worker.errors import ArgumentError
+    from worker.errors import ArgumentError, NotFound
     from worker.queue.broker import postgres_broker
     from worker.runtime.modules import load
 
-    config = configured(jobs=jobs or None, database_url=database_url, schema=schema)
-    load(config.jobs)
+    settings = configured(jobs=jobs, database_url=database_url, schema=schema, config=config)
+    load(settings.jobs)
     broker = postgres_broker()
     declared = broker.actors.get(actor)
     if declared is None:
-        click.echo(f"worker: job {actor!r} is not there{_nearest(actor, broker.actors)}", err=True)
-        ctx.exit(exits.NOT_FOUND)
+        raise NotFound(f"job {actor!r} is not there{_nearest(actor, broker.actors)}")
     try:
         message, delay = _message(declared, {**objects, **_texts(declared, arguments)}, broker, options)
         checked = _row(broker, message, delay)
         if dry_run:
             click.echo(json.dumps(checked, indent=2))
             return
-        sent = _send(broker, config, message, delay)
+        sent = _send(broker, settings, message, delay)
     except ArgumentError as exc:
         raise click.UsageError(str(exc)) from exc
     click.echo(sent.message_id)

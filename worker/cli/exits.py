@@ -1,35 +1,40 @@
-"""How the command ends: its exit codes, and which error gives which."""
+"""How the command ends: which error gives which exit code, and what is said about it."""
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 
 import click
 
-OK = 0
-FAILED = 1
-USAGE = 2
-DATABASE = 3
-SCHEMA = 4
-NOT_FOUND = 5
-INTERNAL = 70
-INTERRUPTED = 130
+from worker.exits import (
+    DATABASE,
+    FAILED,
+    INTERNAL,
+    INTERRUPTED,
+    MEANINGS,
+    NOT_FOUND,
+    OK,
+    REFUSED,
+    SCHEMA,
+    USAGE,
+)
+from worker.secrecy import without_passwords
 
-MEANINGS = {
-    OK: "Done, or stopped as asked.",
-    FAILED: "What was asked for failed; the message says what.",
-    USAGE: "The command line, a setting or a job module is wrong: nothing was started.",
-    DATABASE: "The database could not be reached or started.",
-    SCHEMA: "The schema is missing or of a version this worker cannot serve: see 'worker migrate'.",
-    NOT_FOUND: "What was named is not there.",
-    INTERNAL: "An error in this program; the message holds where.",
-    INTERRUPTED: "Stopped by Ctrl-C before the end.",
-}
-
-_PASSWORD_IN_URL = re.compile(r"(://?[^\s:@/]*):[^\s@]*@")
-_PASSWORD_IN_WORDS = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE)
+__all__ = [
+    "DATABASE",
+    "FAILED",
+    "INTERNAL",
+    "INTERRUPTED",
+    "MEANINGS",
+    "NOT_FOUND",
+    "OK",
+    "REFUSED",
+    "SCHEMA",
+    "USAGE",
+    "report",
+    "without_passwords",
+]
 
 
 def report(error: BaseException) -> int:
@@ -41,15 +46,18 @@ def report(error: BaseException) -> int:
         text = "internal error\n" + "".join(traceback.format_exception(error))
     elif code == FAILED:
         text = str(error)
+    elif code == USAGE:
+        # Several wrong settings have a line each.
+        text = "\n".join(" ".join(line.split()) if not line.startswith("  ") else line for line in _lines(error))
     else:
         text = " ".join(str(error).split())
     click.echo(f"worker: {without_passwords(text)}", file=sys.stderr)
     return code
 
 
-def without_passwords(text: str) -> str:
-    """*text* with the passwords of connection strings blotted out."""
-    return _PASSWORD_IN_WORDS.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1:***@", text))
+def _lines(error: BaseException) -> list[str]:
+    lines = str(error).splitlines()
+    return lines if all(line.startswith("  ") for line in lines[1:]) else [" ".join(lines)]
 
 
 def _code_of(error: BaseException) -> int:
@@ -66,6 +74,8 @@ def _code_of(error: BaseException) -> int:
         errors.EmbeddedError: DATABASE,
         errors.ConfigError: USAGE,
         errors.SignatureError: USAGE,
+        errors.NotFound: NOT_FOUND,
+        errors.Refused: REFUSED,
         errors.WorkerError: FAILED,
         psycopg.OperationalError: DATABASE,
         psycopg.Error: FAILED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -9,33 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.settings import configured, database_url, names, schema_name, setting
+from worker.cli.settings import configured, database_url, schema_name, setting, several
 
 if TYPE_CHECKING:
     from worker.config import Config
 
 
 @click.command("run")
-@setting("--jobs", "Module that declares jobs; a package with its modules. Repeat for more.", multiple=True)
-@setting("--queues", "Queues to serve, separated by commas; all by default.", metavar="A,B", callback=names)
-@setting("--slots", "How many jobs run at once; one per connection for jobs by default.", type=int)
-@setting("--pool-size", "The most connections this process ever holds.", type=int)
-@setting("--grace", "Seconds that running jobs get when asked to stop.", type=click.FloatRange(min=0))
+@setting(
+    "--jobs", "Module that declares jobs; a package with its modules. Repeat for more.", multiple=True, callback=several
+)
+@setting("--queues", "Queues to serve, separated by commas; all by default.", metavar="A,B")
+@setting("--slots", "How many jobs run at once; one per connection for jobs by default.", metavar="N")
+@setting("--pool-size", "The most connections this process ever holds.", metavar="N")
+@setting("--grace", "Seconds that running jobs get when asked to stop.", metavar="SECONDS")
+@setting("--http", "Serve health and metrics at HOST:PORT or unix:/PATH; off by default.", metavar="ADDRESS")
 @database_url
 @schema_name
 @click.option("--embedded", is_flag=True, help="Use a throw-away Postgres on this machine; gone with this process.")
 @click.option("--until-empty", is_flag=True, help="Stop when no job is left to run.")
 @click.pass_context
-def command(ctx: click.Context, /, jobs: tuple[str, ...], embedded: bool, until_empty: bool, **overrides: Any) -> None:
+def command(ctx: click.Context, /, embedded: bool, until_empty: bool, **flags: Any) -> None:
     """
     Run jobs and schedules until asked to stop.
 
     SIGTERM or Ctrl-C: take no new work, let running jobs finish within the grace, give back the rest, close.
-    Each flag replaces the variable named behind it.
+    Each flag replaces the variable named behind it, and that the same setting of the settings file.
     """
-    if embedded and overrides["database_url"]:
+    if embedded and flags["database_url"]:
         raise click.UsageError("--embedded brings its own database: leave out --database-url")
-    config = configured(jobs=jobs or None, until_empty=until_empty or None, **overrides)
+    config = configured(until_empty=until_empty or None, **flags)
     with _embedded(config) if embedded else nullcontext(config) as config:
         ctx.exit(_run(config))
 
@@ -60,4 +64,8 @@ def _run(config: Config) -> int:
         raise ConfigError(NO_DATABASE)
     from worker.runtime import run
 
-    return run(config)
+    code = run(config)
+    # What is left is Python's own exit, which a late signal could only spoil.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    return code

@@ -6,7 +6,7 @@ from worker.pool.connection import Connection
 from worker.pool.hygiene import HygieneMode
 from worker.pool.options import AsyncMode, ConnectOptions, PoolOptions
 from worker.pool.pool import Pool
-from worker.pool.shared import bind_pool, get_pool, get_pool_async
+from worker.pool.shared import bind_pool, get_lender, get_pool, get_pool_async
 from worker.pool.stats import PoolStats
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PoolOptions",
     "PoolStats",
     "bind_pool",
+    "get_lender",
     "get_pool",
     "get_pool_async",
     "holder",

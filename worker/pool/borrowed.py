@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
+from asyncio.events import _get_running_loop
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -46,6 +48,7 @@ class Borrowed(Generic[SyncT, AsyncT]):
         self._conn: Connection | None = None
         self._view: psycopg.AsyncConnection[Any] | None = None
         self._transaction: Any = None
+        self._loop: AbstractEventLoop | None = None
 
     def __enter__(self) -> SyncT:
         try:
@@ -65,13 +68,15 @@ class Borrowed(Generic[SyncT, AsyncT]):
     ) -> None:
         conn = self._conn
         if conn is None:
-            return
+            return None
         try:
-            if self._transaction is not None:
-                self._transaction.__exit__(kind, error, trace)
+            # True for `psycopg.Rollback`, which ends the transaction and goes no further.
+            swallowed = self._transaction is not None and bool(self._transaction.__exit__(kind, error, trace))
             conn.__exit__(kind, error, trace)
         finally:
             self._give_back()
+        # Told to type checkers as None, or they would expect any block to end in the middle.
+        return cast("None", swallowed)
 
     def _give_back(self) -> None:
         with shield.get()():
@@ -80,6 +85,7 @@ class Borrowed(Generic[SyncT, AsyncT]):
                 self._pool.release(conn)
 
     async def __aenter__(self) -> AsyncT:
+        self._loop = _get_running_loop()
         if self._wait:
             self._view = await self._pool.acquire_async(self._timeout)
         else:
@@ -98,15 +104,22 @@ class Borrowed(Generic[SyncT, AsyncT]):
     ) -> None:
         view = self._view
         if view is None:
-            return
+            return None
+        if _get_running_loop() is not self._loop:
+            # A coroutine whose loop is gone, in the hands of the garbage collector: nothing can be awaited here, and no
+            # lock may be taken, as whoever holds it may be the one who is being interrupted. The sweep will find it.
+            self._view = None
+            return None
+        swallowed = False
         try:
             if self._transaction is not None:
-                await self._transaction.__aexit__(kind, error, trace)
+                swallowed = bool(await self._transaction.__aexit__(kind, error, trace))
             await view.__aexit__(kind, error, trace)
         finally:
             await self._give_back_async()
+        return cast("None", swallowed)
 
     async def _give_back_async(self) -> None:
         view, self._view = self._view, None
-        if view is not None:
+        if view is not None and _get_running_loop() is self._loop:
             await self._pool.release_async(view)

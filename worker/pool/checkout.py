@@ -77,17 +77,20 @@ class Checkout:
         self.pgconn = conn.pgconn
         self._conn = ref(conn)
         conn.checkout = self
-        self.since = clock.monotonic()
 
     @property
     def conn(self) -> Connection | None:
         """The connection; None when its user has dropped it."""
         return None if self._conn is None else self._conn()
 
-    def used(self, statement: object) -> None:
-        """Somebody runs *statement* on it: the thread that last used it is the one that has it."""
-        self.statement = statement
+    def used_here(self) -> None:
+        """Whoever calls this has it now: a connection may be handed on, and must not be taken from its new user."""
         self.thread = threading.current_thread()
+        loop = _get_running_loop()
+        # A thread may as well be at work for the loop that has it.
+        if loop is not None or self.loop is None or self.loop.is_closed():
+            self.loop = loop
+            self.task = None if loop is None else current_task(loop)
 
     @property
     def age(self) -> float:
@@ -116,13 +119,17 @@ class Checkout:
         """What was last run on it, without its parameters; None when nothing was."""
         if self.statement is None:
             return None
-        query = self.statement
-        if isinstance(query, sql.Composable):
-            text = query.as_string(None)
-        else:
-            text = query.decode(errors="replace") if isinstance(query, bytes) else str(query)
-        text = " ".join(text.split())
+        try:
+            text = " ".join(_text(self.statement).split())
+        except Exception as exc:
+            # Whatever its user has put together: what is shown of a leak must not keep it from being ended.
+            text = f"<cannot be shown: {type(exc).__name__}>"
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+    @property
+    def is_looped(self) -> bool:
+        """Whether coroutines of a loop that is not closed may be in the middle of using it."""
+        return self.conn is not None and self.loop is not None and not self.loop.is_closed()
 
     def abandoned(self) -> str | None:
         """Why nobody will return it any more; None as long as somebody may."""
@@ -143,6 +150,7 @@ class Checkouts:
 
     def __init__(self) -> None:
         self._out: dict[int, Checkout] = {}
+        self._settling: dict[int, Checkout] = {}  # off the books, and not back in the pool or ended yet
         self._changed = threading.Condition()
         self._awaited = False
 
@@ -154,25 +162,35 @@ class Checkouts:
         checkout.give(conn)
         self._out[id(checkout)] = checkout
 
-    def end(self, checkout: Checkout) -> bool:
-        """Take *checkout* off the books; False when it was off already."""
-        with checkout.lock:
-            ended = self._out.pop(id(checkout), None) is not None
-            if ended and (conn := checkout.conn) is not None:
-                conn.checkout = None
-        return ended
+    def end(self, checkout: Checkout, *, revoking: bool = False) -> bool:
+        """
+        Take *checkout* off the books; False when it was off already. Who does calls `settled` afterwards.
 
-    def settled(self) -> None:
-        """A connection that was out is back in the pool, or its session has ended."""
+        Args:
+            revoking: Its user does not know, and may still return it: then that is let pass.
+        """
+        with checkout.lock:
+            if id(checkout) not in self._out:
+                return False
+            self._settling[id(checkout)] = checkout
+            del self._out[id(checkout)]
+            if (conn := checkout.conn) is not None:
+                conn.revoked |= revoking
+                conn.checkout = None
+        return True
+
+    def settled(self, checkout: Checkout) -> None:
+        """Its connection is back in the pool, or its session has ended."""
+        self._settling.pop(id(checkout), None)
         if self._awaited:
             with self._changed:
                 self._changed.notify_all()
 
     def wait_until_none(self, timeout: float) -> bool:
-        """Wait for all to come back; whether they did."""
+        """Wait for all to come back, and to be back in the pool or ended; whether they did."""
         self._awaited = True
         with self._changed:
-            return self._changed.wait_for(lambda: not self._out, timeout)
+            return self._changed.wait_for(lambda: not (self._out or self._settling), timeout)
 
     def listed(self) -> list[Checkout]:
         """All that are out, longest first."""
@@ -185,6 +203,17 @@ class Checkouts:
     def holds(self, checkout: Checkout) -> bool:
         """Whether *checkout* is still out."""
         return id(checkout) in self._out
+
+
+def _text(query: object) -> str:
+    """*query* without its values, which may be anybody's data."""
+    if isinstance(query, sql.Composed):
+        return "".join(_text(part) for part in query)
+    if isinstance(query, sql.Literal):
+        return "..."
+    if isinstance(query, sql.Composable):
+        return query.as_string(None)
+    return query.decode(errors="replace") if isinstance(query, bytes) else str(query)
 
 
 def _callers() -> tuple[tuple[CodeType, int], ...]:

@@ -62,6 +62,8 @@ class CloseEvent:
         Raises:
             PoolClosed: The pool began to close first.
         """
+        if inspect.iscoroutinefunction(work):
+            return self._do_async_until(work())
         if inspect.isawaitable(work):
             return self._do_async_until(work)
         return self._do_sync_until(work)
@@ -92,9 +94,8 @@ class CloseEvent:
             closing.cancel()
             if not task.done():
                 task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
-        if task.cancelled() or (self.is_set() and isinstance(task.exception(), psycopg.errors.QueryCanceled)):
+                await asyncio.wait({task})
+        if self.is_set() and (task.cancelled() or isinstance(task.exception(), psycopg.errors.QueryCanceled)):
             raise _closing()
         return task.result()
 

@@ -24,21 +24,27 @@ if TYPE_CHECKING:
 _GOODBYE = 2.0
 # How long a forgotten user's statement may take to notice its cancel before the socket is shut under it.
 _LET_GO = 1.0
+# The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
+_HANGUP = getattr(select, "POLLRDHUP", 0)
+_BAD = ConnStatus.BAD  # looked up at each checkout and return
+_CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """A cursor that tells its connection's checkout what it is used for and by which thread."""
+    """A cursor that tells its connection's checkout what it is used for."""
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.used(query)
+        self._tell(query)
         return super().execute(query, params, **options)
 
     def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.used(query)
+        self._tell(query)
         super().executemany(query, params_seq, **options)
+
+    def _tell(self, query: object) -> None:
+        if (checkout := getattr(self._conn, "checkout", None)) is not None:
+            checkout.statement = query
 
 
 class Connection(psycopg.Connection[Any]):
@@ -60,24 +66,63 @@ class Connection(psycopg.Connection[Any]):
         self.idle_since = clock.monotonic()
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
+        self._severed = self._is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no more use; libpq may not have noticed that its socket was shut."""
+        return self._severed or self.pgconn.status == _BAD
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Whatever is said to the server passes here: the thread that last used a connection is the one that has it.
+
+        So one that was handed to another thread is not taken from that one when the first ends.
+        """
+        if (checkout := self.checkout) is not None:
+            checkout.used_here()
+        return super().wait(*args, **kwargs)
+
     def close(self, timeout: float = _GOODBYE) -> None:
-        """Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless."""
+        """
+        Send Terminate and wait *timeout* seconds for the server to end the session; twice is harmless.
+
+        libpq's memory must not be freed under a thread that is inside libpq, so such a thread is first made to leave:
+        by a cancel, then by shutting the socket.
+        """
         if self.closed:
             return
-        if self.is_busy:
-            # A server in the middle of a statement hears Terminate only when that is over.
-            with suppress(psycopg.Error):
-                self.cancel_safe(timeout=_GOODBYE)
-        self._end = self._socket_copy()
-        super().close()
+        self._cancel_statement()
+        if not self.lock.acquire(timeout=_LET_GO):
+            self._sever()
+            return
+        try:
+            # By now somebody else may have: whoever is made to leave a revoked one closes it on the way out.
+            if not self.closed:
+                self._end = self._socket_copy()
+                super().close()
+        finally:
+            self.lock.release()
         self.has_ended(timeout)
+
+    def _cancel_statement(self) -> None:
+        """
+        A server in the middle of a statement hears Terminate only when that is over.
+
+        A cancel that overtakes its statement on the way is lost; so once more until something is answered.
+        """
+        deadline = clock.monotonic() + _GOODBYE
+        while self.is_busy and not self._is_silent and clock.monotonic() < deadline:
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=max(0.1, deadline - clock.monotonic()))
+                if not self.is_busy or _readable(self.pgconn.socket, timeout=_CANCEL_INTERVAL):
+                    return
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the server has ended the session of this closed connection, within *timeout* seconds."""
-        if self._end is not None and _ends(self._end, timeout):
+        if self._end is not None and _ends(self._end, timeout, drop=True):
             self.forget_end()
         return self._end is None
 
@@ -87,34 +132,38 @@ class Connection(psycopg.Connection[Any]):
         if end is not None:
             end.close()
 
-    def revoke(self) -> None:
+    def revoke(self, *, by_coroutine: bool = False) -> None:
         """
         End the session although somebody may still be using it: whoever does gets an `OperationalError`.
 
-        libpq's memory must not be freed under a thread that is inside libpq, so such a thread is first made to leave:
-        by a cancel, then by shutting the socket.
+        Args:
+            by_coroutine: It was lent to a coroutine of a loop that still runs. Statements of coroutines keep a pointer
+                into libpq's memory while they wait, under a lock that no thread can take: only the socket is shut, and
+                the memory lives as long as somebody knows the view.
         """
         self.revoked = True
-        if not self.lock.acquire(blocking=False):
-            with suppress(psycopg.Error):
-                self.cancel_safe(timeout=_GOODBYE)
-            if not self.lock.acquire(timeout=_LET_GO):
-                self._sever()
-                return
-        try:
+        if by_coroutine and not self.closed:
+            self._cancel_statement()
+            self._sever()
+        else:
             self.close(_LET_GO)
-        finally:
-            self.lock.release()
 
     def _sever(self) -> None:
-        """Shut the socket; the session ends by itself, and what it says until then nobody needs to read."""
+        """
+        Shut the socket, so that the session ends by itself.
+
+        What it says until then is left to who still listens: half of an answer could look like a whole one. Only a
+        server that has not come to an end by then has what it says dropped (`has_ended`), as it may wait for that.
+        """
         end = self._end = self._socket_copy()
+        self._severed = True
         if end is not None:
             with suppress(OSError):
                 if not self.pgconn.ssl_in_use:
                     end.sendall(_TERMINATE)  # or the server's log speaks of an unexpected EOF
                 end.shutdown(socket.SHUT_WR)
-            self.has_ended(_LET_GO)
+            if _ends(end, _LET_GO, drop=False):
+                self.forget_end()
 
     @property
     def is_busy(self) -> bool:
@@ -142,10 +191,13 @@ class Connection(psycopg.Connection[Any]):
     def answers(self, timeout: float) -> bool:
         """Whether the idle session answers an empty question within *timeout* seconds; blocks no longer than that."""
         deadline = clock.monotonic() + timeout
+        if not self.lock.acquire(timeout=timeout):
+            return False
         try:
             self.pgconn.send_query(b"")
             while self.pgconn.flush() or self.pgconn.is_busy():
                 if not _readable(self.pgconn.socket, timeout=deadline - clock.monotonic()):
+                    self._is_silent = True
                     return False
                 self.pgconn.consume_input()
             while self.pgconn.get_result() is not None:
@@ -153,6 +205,8 @@ class Connection(psycopg.Connection[Any]):
             return self.pgconn.status == ConnStatus.OK
         except psycopg.Error:
             return False
+        finally:
+            self.lock.release()
 
     def _socket_copy(self) -> socket.socket | None:
         try:
@@ -162,14 +216,20 @@ class Connection(psycopg.Connection[Any]):
 
 
 def _readable(fd: int, *, timeout: float) -> bool:
+    return bool(_polled(fd, select.POLLIN, timeout))
+
+
+def _polled(fd: int, events: int, timeout: float) -> int:
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(max(0.0, timeout) * 1000))
+    poll.register(fd, events)
+    return next((event for _, event in poll.poll(max(0.0, timeout) * 1000)), 0)
 
 
-def _ends(sock: socket.socket, timeout: float) -> bool:
-    """Whether the server closes *sock* within *timeout* seconds; what it still says is dropped."""
+def _ends(sock: socket.socket, timeout: float, *, drop: bool) -> bool:
+    """Whether the server closes *sock* within *timeout* seconds; *drop* what it still says."""
     deadline = clock.monotonic() + timeout
+    if not drop:
+        return bool(_polled(sock.fileno(), _HANGUP, timeout) & (_HANGUP | select.POLLHUP | select.POLLERR))
     try:
         while _readable(sock.fileno(), timeout=deadline - clock.monotonic()):
             if not sock.recv(4096, socket.MSG_DONTWAIT):

@@ -41,6 +41,9 @@ FIND_LEFTOVERS: LiteralString = """
     SELECT 'cursor', name, '' FROM pg_cursors WHERE is_holdable
 """
 
+# Looked up at each return.
+_IDLE = TransactionStatus.IDLE
+
 _RESTORE_SETTING: LiteralString = "SELECT set_config(%s, %s, false)"
 
 # How each kind is undone; DISCARD ALL would also take what the pool itself has set up.
@@ -83,6 +86,8 @@ class Standard(NamedTuple):
     reported: tuple[bytes | None, ...]
     handlers: tuple[tuple[Any, ...], tuple[Any, ...]]
     leftovers: frozenset[Leftover]
+    look: bytes
+    """What is asked for when it comes back; nothing in mode off."""
 
 
 _ATTRIBUTES = (
@@ -96,21 +101,27 @@ class Hygiene:
 
     def __init__(self, mode: HygieneMode) -> None:
         self.mode = mode
+        self._sees_all = mode is HygieneMode.OFF  # what is free to see is all that is looked at
         self.num_dirty = 0
         """Connections that did not come back as they went out."""
 
     def remember(self, conn: Connection) -> None:
         """This is how *conn*, which is new, is to come back."""
-        found = frozenset() if self.mode is HygieneMode.OFF else frozenset(_find(conn))
-        conn.standard = Standard(_attributes(conn), _reported(conn), _handlers(conn), found)
+        found: frozenset[Leftover] = frozenset()
+        look = b""
+        if self.mode is not HygieneMode.OFF:
+            found = frozenset(_find(conn, FIND_LEFTOVERS.encode()))
+            conn.rollback()
+            look = _look(conn, found)
+        conn.standard = Standard(_attributes(conn), _reported(conn), _handlers(conn), found, look)
 
     def is_clean(self, conn: Connection) -> bool:
         """Whether all that can be seen for free is as it was, and nothing else is to be looked for; no round trip."""
         standard = conn.standard
         return (
-            self.mode is HygieneMode.OFF
+            self._sees_all
             and standard is not None
-            and conn.pgconn.transaction_status == TransactionStatus.IDLE
+            and conn.pgconn.transaction_status == _IDLE
             and not conn._pipeline
             and _attributes(conn) == standard.attributes
             and _reported(conn) == standard.reported
@@ -123,7 +134,7 @@ class Hygiene:
 
         Up to a few round trips when something was left, else none, or one with a mode other than off.
         """
-        if self.is_clean(conn) or conn.closed:
+        if conn.closed:
             return
         try:
             found = self._restore(conn)
@@ -153,17 +164,16 @@ class Hygiene:
 
     def _restore_session(self, conn: Connection) -> list[str]:
         standard = _standard(conn)
-        changed = _reported(conn) != standard.reported
-        if self.mode is HygieneMode.OFF and not changed:
-            return []
         conn._autocommit = True
         try:
-            now = frozenset(_find(conn))
+            if self.mode is HygieneMode.OFF:
+                return _restore_reported(conn, standard)
+            now = frozenset(_find(conn, standard.look))
             found = sorted(str(leftover) for leftover in now - standard.leftovers)
             found += sorted(f"{leftover.kind} {leftover.name} was reset" for leftover in _missing(standard, now))
             if found and self.mode is HygieneMode.DISCARD:
                 raise psycopg.OperationalError(f"its session kept {', '.join(found)}")
-            _undo(conn, standard, now)
+            _undo(conn, now - standard.leftovers)
             if _reported(conn) != standard.reported:
                 raise psycopg.OperationalError("its session could not be restored")
             return found
@@ -191,9 +201,33 @@ def _restore_client(conn: Connection) -> list[str]:
     return found
 
 
-def _find(conn: Connection) -> list[Leftover]:
+def _find(conn: Connection, look: bytes) -> list[Leftover]:
     with conn.cursor(row_factory=tuple_row) as cur:
-        return [Leftover(*row) for row in cur.execute(FIND_LEFTOVERS)]
+        return [Leftover(*row) for row in cur.execute(look)]
+
+
+def _look(conn: Connection, standard: frozenset[Leftover]) -> bytes:
+    """
+    Find leftovers and restore every setting, in one round trip.
+
+    The settings are restored whatever is found, because those that an application makes up (`app.tenant`) are listed
+    nowhere on the server, and the next user's rows may hang on them.
+    """
+    restore = sql.SQL("; SELECT set_config({}, {}, false)")
+    settings = sorted(leftover for leftover in standard if leftover.kind == "setting")
+    return sql.Composed(
+        [sql.SQL(FIND_LEFTOVERS), sql.SQL("; RESET ALL"), *(restore.format(was.name, was.value) for was in settings)]
+    ).as_bytes(conn)
+
+
+def _restore_reported(conn: Connection, standard: Standard) -> list[str]:
+    """Restore what the server reports by itself, and nothing else: what a hook has set up is not known in mode off."""
+    found = []
+    for name, was, now in zip(_REPORTED, standard.reported, _reported(conn), strict=True):
+        if now != was:
+            found.append(f"setting {name.decode()} = {(now or b'').decode(errors='replace')}")
+            conn.execute(_RESTORE_SETTING, [name.decode(), (was or b"").decode()])
+    return found
 
 
 def _missing(standard: Standard, now: frozenset[Leftover]) -> list[Leftover]:
@@ -202,14 +236,7 @@ def _missing(standard: Standard, now: frozenset[Leftover]) -> list[Leftover]:
     return [was for was in standard.leftovers if was.kind == "setting" and was.name not in names]
 
 
-def _undo(conn: Connection, standard: Standard, now: frozenset[Leftover]) -> None:
-    was = {leftover.name: leftover for leftover in standard.leftovers if leftover.kind == "setting"}
-    left = now - standard.leftovers
-    wrong = {leftover.name for leftover in left if leftover.kind == "setting"}
-    for leftover in [*(was[name] for name in wrong & was.keys()), *_missing(standard, now)]:
-        conn.execute(_RESTORE_SETTING, [leftover.name, leftover.value])
-    for name in wrong - was.keys():
-        conn.execute(sql.SQL("RESET {}").format(sql.Identifier(*name.split("."))))
+def _undo(conn: Connection, left: frozenset[Leftover]) -> None:
     for kind in {leftover.kind for leftover in left} - {"setting"}:
         conn.execute(_CLEANING[kind])
         if kind == "prepared statement":

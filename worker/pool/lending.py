@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from asyncio.events import _get_running_loop
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -17,12 +19,17 @@ from worker.pool.borrowed import Borrowed
 from worker.pool.checkout import Checkout, Checkouts, shield
 from worker.pool.connection import Connection
 from worker.pool.options import AsyncMode, PoolOptions
-from worker.pool.supply import Retirement, Supply
+from worker.pool.supply import Supply
 from worker.pool.threaded import ThreadedConnection
 from worker.pool.view import AsyncView
 from worker.pool.waiting import LoopWaiter, Waiter, refuse_deadlock
 
 logger = log.get_logger(__name__)
+
+# How long who would rather have nothing than wait is kept by connections that must be asked first.
+_AT_ONCE = 0.1
+# What an idle connection gets to answer in, however little time its taker has left: it is not to blame for that.
+_LEAST_TO_ASK = 0.05
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Waiter)
@@ -70,46 +77,55 @@ class Lending(Supply):
         Raises:
             PoolTimeout, PoolDeadlock, PoolClosed, PoolForked: As `connection`.
         """
-        deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
-        with shield.get()():
-            while True:
-                got = self._ask(Waiter)
-                conn = got if isinstance(got, Connection) else self._wait(got, deadline)
-                seems_fit = self._seems_fit(conn)
-                if seems_fit or (seems_fit is None and self._is_fit(conn, deadline - clock.monotonic())):
-                    conn._pool = self
-                    return conn
-                # Found dead or too old while idle, say after a restart of the server: let the caller notice nothing.
-                self._end_checkout(conn)
-                self.retire(conn)
+        shielded = shield.get()
+        if shielded is nullcontext:  # the rule outside of jobs; entering it costs as much as the hand-over itself
+            return self._acquire(timeout)
+        with shielded():
+            return self._acquire(timeout)
+
+    def _acquire(self, timeout: float | None) -> Connection:
+        deadline: float | None = None
+        again = False
+        while True:
+            checkout = Checkout()
+            if deadline is None:
+                deadline = checkout.since + (self.timeout if timeout is None else timeout)
+            got = self._ask(Waiter, checkout, first=again)
+            conn = got if isinstance(got, Connection) else self._wait(got, deadline)
+            if self._is_handed_out(conn, deadline):
+                return conn
+            again = True
 
     def try_acquire(self) -> Connection | None:
         """A connection if one is idle and nobody waits for it, else None at once; to be given back with `release`."""
+        deadline = clock.monotonic() + _AT_ONCE
         with shield.get()():
             while (conn := self._take_idle()) is not None:
-                if self._seems_fit(conn) or (not conn.closed and self._is_fit(conn, self.timeout)):
-                    conn._pool = self
+                if self._is_handed_out(conn, deadline):
                     return conn
-                self._end_checkout(conn)
-                self.retire(conn)
+                if clock.monotonic() >= deadline:
+                    break
         return None
 
     async def acquire_async(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:  # noqa: ASYNC109  # as in `acquire`
         """`acquire` for coroutines; waits in the same line as threads. To be given back with `release_async`."""
         deadline = clock.monotonic() + (self.timeout if timeout is None else timeout)
+        again = False
         while True:
-            got = self._ask(LoopWaiter)
+            got = self._ask(LoopWaiter, Checkout(), first=again)
             conn = got if isinstance(got, Connection) else await self._wait_async(got, deadline)
-            if await self._is_fit_async(conn, deadline):
-                conn._pool = self
+            if await self._is_handed_out_async(conn, deadline):
                 return self.view(conn)
+            again = True
 
     async def try_acquire_async(self) -> psycopg.AsyncConnection[Any] | None:
         """`try_acquire` for coroutines."""
+        deadline = clock.monotonic() + _AT_ONCE
         while (conn := self._take_idle()) is not None:
-            if await self._is_fit_async(conn, clock.monotonic() + self.timeout):
-                conn._pool = self
+            if await self._is_handed_out_async(conn, deadline):
                 return self.view(conn)
+            if clock.monotonic() >= deadline:
+                break
         return None
 
     def getconn(self, timeout: float | None = None) -> Connection:
@@ -122,12 +138,13 @@ class Lending(Supply):
             return ThreadedConnection(conn)  # type: ignore[return-value]  # it has the methods
         return AsyncView(conn)
 
-    def _ask(self, kind: type[W]) -> Connection | W:
-        """An idle connection, on the books already, or a place in the line."""
-        self._refuse_fork()
-        checkout = Checkout()
+    def _ask(self, kind: type[W], checkout: Checkout, *, first: bool) -> Connection | W:
+        """An idle connection, on the books already, or a place in the line; the *first* for whose last one was bad."""
+        if self._forked:
+            self._refuse_fork()
         with self._lock:
-            self._check_open_getconn()
+            if self._closed:
+                self._check_open_getconn()
             self._stats[self._REQUESTS_NUM] += 1
             if self._pool:
                 conn = self._pool.popleft()
@@ -136,7 +153,10 @@ class Lending(Supply):
             refuse_deadlock(checkout, self._waiting, self._checkouts, self._max_size)
             self._stats[self._REQUESTS_QUEUED] += 1
             waiter = kind(checkout, self._checkouts)
-            self._waiting.append(waiter)
+            if first:
+                self._waiting.appendleft(waiter)
+            else:
+                self._waiting.append(waiter)
             self._maybe_grow_pool()
             return waiter
 
@@ -152,40 +172,74 @@ class Lending(Supply):
             return conn
 
     def _wait(self, waiter: Waiter, deadline: float) -> Connection:
+        started = clock.monotonic()
         try:
-            return waiter.wait(max(0.0, deadline - clock.monotonic()))
+            return waiter.wait(max(0.0, deadline - started))
         except BaseException as exc:
-            self._leave_line(waiter, exc)
+            self._leave_line(waiter, exc, started)
             raise
         finally:
-            self._stats[self._REQUESTS_WAIT_MS] += int(waiter.checkout.age * 1000)
+            self._count_wait(started)
 
     async def _wait_async(self, waiter: LoopWaiter, deadline: float) -> Connection:
+        started = clock.monotonic()
         try:
-            return await waiter.wait_async(max(0.0, deadline - clock.monotonic()))
-        except BaseException as exc:
-            self._leave_line(waiter, exc)
+            return await waiter.wait_async(max(0.0, deadline - started))
+        except GeneratorExit:
+            waiter.abandon()
             raise
+        except BaseException as exc:
+            self._leave_line(waiter, exc, started)
+            raise
+        finally:
+            self._count_wait(started)
 
-    def _leave_line(self, waiter: Waiter, exc: BaseException) -> None:
+    def _count_wait(self, started: float) -> None:
+        self._stats[self._REQUESTS_WAIT_MS] += round((clock.monotonic() - started) * 1000)
+
+    def _leave_line(self, waiter: Waiter, exc: BaseException, started: float) -> None:
         """Nobody waits at *waiter* any more: what it was given meanwhile goes to the next."""
         waiter.fail(PoolTimeout("given up"))
         with self._lock, suppress(ValueError):
             self._waiting.remove(waiter)
         if waiter.conn is not None and self._end_checkout(waiter.conn):
             self._add_to_pool(waiter.conn)
+            self._checkouts.settled(waiter.checkout)
         if isinstance(exc, PoolTimeout):
             self._num_timeouts += 1
-            raise PoolTimeout(self._why_none_is_free(waiter.checkout.age)) from None
+            raise PoolTimeout(self._why_none_is_free(clock.monotonic() - started)) from None
 
-    async def _is_fit_async(self, conn: Connection, deadline: float) -> bool:
-        fit = self._seems_fit(conn)
-        if fit is None:
-            fit = await in_thread(lambda: self._is_fit(conn, deadline - clock.monotonic()))
-        if not fit:
-            self._end_checkout(conn)
-            self.run_task(Retirement(self, conn))
-        return fit
+    def _is_handed_out(self, conn: Connection, deadline: float) -> bool:
+        """Whether *conn* is fit for its taker; one that is not is replaced, and its taker notices nothing."""
+        fit: bool | None = False
+        try:
+            fit = self._seems_fit(conn, clock.monotonic())
+            if fit is None:
+                fit = self._is_fit(conn, _time_to_ask(deadline))
+        finally:
+            self._conclude(conn, fit is True)
+        return fit is True
+
+    async def _is_handed_out_async(self, conn: Connection, deadline: float) -> bool:
+        fit: bool | None = False
+        try:
+            fit = self._seems_fit(conn, clock.monotonic())
+            if fit is None:
+                fit = await in_thread(lambda: self._is_fit(conn, _time_to_ask(deadline)))
+        finally:
+            self._conclude(conn, fit is True)
+        return fit is True
+
+    def _conclude(self, conn: Connection, is_fit: bool) -> None:
+        checkout = conn.checkout
+        if is_fit:
+            conn._pool = self
+        elif checkout is not None and self._checkouts.end(checkout):
+            # Dead or too old, say after a restart of the server; or its taker was interrupted while it was asked.
+            try:
+                self.retire_soon(conn)
+            finally:
+                self._checkouts.settled(checkout)
 
     # Giving back
 
@@ -200,22 +254,39 @@ class Lending(Supply):
             raise ValueError(f"cannot take back {conn}: it is not out of {self!r}; was it given back before?")
         if self._forked:
             return
-        with shield.get()():
-            checkout = conn.checkout
-            if checkout is None or not self._end_checkout(conn):
-                return  # reclaimed, and replaced by now
-            try:
-                self._take_back(conn, checkout)
-            finally:
-                self._checkouts.settled()
+        shielded = shield.get()
+        if shielded is nullcontext:
+            self._release(conn)
+            return
+        with shielded():
+            self._release(conn)
+
+    def _release(self, conn: Connection) -> None:
+        checkout = conn.checkout
+        if checkout is None or not self._checkouts.end(checkout):
+            return  # reclaimed, and replaced by now
+        try:
+            self._take_back(conn, checkout)
+        finally:
+            self._checkouts.settled(checkout)
 
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
         """Give back what `acquire_async` gave."""
+        if _get_running_loop() is None:
+            return  # the garbage collector closes a coroutine whose loop is gone: see `Borrowed.__aexit__`
         conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
-        if self._closed or self.options.after_release or conn.closed or not self.hygiene.is_clean(conn):
+        if isinstance(view, AsyncView) and view.lock.locked():
+            await to_its_end(self._release_in_use(view))
+            return
+        takes_long = self._closed or self._after_release or conn.closed or self._is_expired(conn, clock.monotonic())
+        if takes_long or not self.hygiene.is_clean(conn):
             await in_thread(lambda: self.release(conn))
         else:
             self.release(conn)
+
+    async def _release_in_use(self, view: AsyncView) -> None:
+        await view.end_statements()
+        await asyncio.to_thread(self.release, view.pooled)
 
     def putconn(self, conn: Connection) -> None:
         """psycopg_pool's name of `release`."""
@@ -223,7 +294,8 @@ class Lending(Supply):
 
     def _take_back(self, conn: Connection, checkout: Checkout) -> None:
         if not self._closed:
-            self.hygiene.restore(conn, checkout)
+            if not self.hygiene.is_clean(conn):
+                self.hygiene.restore(conn, checkout)
             if self._may_stay(conn):
                 self._add_to_pool(conn)
                 return
@@ -244,20 +316,27 @@ class Lending(Supply):
             self._reclaim(checkout, "its job is over")
 
     def _reclaim(self, checkout: Checkout, why: str) -> None:
-        if not self._checkouts.end(checkout):
-            return
+        if self._book_leak(checkout, why):
+            self._revoke(checkout)
+
+    def _book_leak(self, checkout: Checkout, why: str) -> bool:
+        """Take *checkout* off the books and name it; False when it was off already."""
+        if not self._checkouts.end(checkout, revoking=True):
+            return False
         self._num_reclaimed += 1
         logger.error("pool.leaked", why=why, checkout=str(checkout), statement=checkout.last_statement)
-        self._revoke(checkout)
+        return True
 
     def _revoke(self, checkout: Checkout) -> None:
         """End the session of *checkout*, which is off the books; the connection may be in use, or be no more."""
         assert checkout.pgconn is not None  # noqa: S101  # it was out
         conn = checkout.conn or Connection(checkout.pgconn)
         conn._pool = None
-        conn.revoke()
-        self._vacate(conn)
-        self._checkouts.settled()
+        try:
+            conn.revoke(by_coroutine=self.options.async_mode is AsyncMode.VIEW and checkout.is_looped)
+        finally:
+            self._vacate(conn)
+            self._checkouts.settled(checkout)
 
     def cancel(self, holder: str, *, timeout: float) -> None:
         """Cancel on the server what *holder*'s connections are doing now; each within *timeout* seconds."""
@@ -275,9 +354,15 @@ class Lending(Supply):
 
     def reclaim_abandoned(self) -> None:
         """Take back what nobody can return any more; warn once about what is kept for long."""
+        with self._lock:
+            gone = [waiter for waiter in self._waiting if waiter.is_gone]
+            for waiter in gone:
+                self._waiting.remove(waiter)
         for checkout in self._checkouts.listed():
             if why := checkout.abandoned():
-                self._reclaim(checkout, why)
+                if self._book_leak(checkout, why):
+                    # By itself: a server that is silent takes seconds, and the next leak is to be found meanwhile.
+                    threading.Thread(target=self._revoke, args=(checkout,), name="pool-revoke", daemon=True).start()
             elif not checkout.warned and checkout.age > self.options.warn_after:
                 checkout.warned = True
                 logger.warning("pool.held_long", checkout=str(checkout), statement=checkout.last_statement)
@@ -294,9 +379,12 @@ class Lending(Supply):
         return self._checkouts.listed()
 
     def _why_none_is_free(self, waited: float) -> str:
-        away = f"none of them is out: the server is away ({self._failure or 'no answer yet'})"
-        held = "; ".join(str(checkout) for checkout in self.checkouts()) or away
-        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {held}"
+        reasons = [str(checkout) for checkout in self.checkouts()]
+        if self._lingering:
+            reasons.append(f"{len(self._lingering)} were closed, but the server has not ended their sessions yet")
+        if not reasons:
+            reasons.append(f"none of them is out: the server is away ({self._failure or 'no answer yet'})")
+        return f"no connection within {waited:.1f} s, pool of {self.max_size}: {'; '.join(reasons)}"
 
     @property
     def is_forked(self) -> bool:
@@ -311,9 +399,18 @@ class Lending(Supply):
             )
 
 
+def _time_to_ask(deadline: float) -> float:
+    return max(_LEAST_TO_ASK, deadline - clock.monotonic())
+
+
 async def in_thread(call: Callable[[], T]) -> T:
     """Run *call* in a thread to its end, even if the caller is cancelled: it must not lose a connection half way."""
-    working = asyncio.ensure_future(asyncio.to_thread(call))
+    return await to_its_end(asyncio.to_thread(call))
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Do *work* to its end, even if the caller is cancelled."""
+    working = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:

@@ -9,9 +9,10 @@ from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
-from worker.config import Config, redacted
+from worker.config import Config
 from worker.pool.connection import Connection
 from worker.pool.hygiene import HygieneMode
+from worker.secrecy import redacted
 
 # A dead peer is noticed in about 30 + 3 x 10 s instead of hours, and unsent data is given up after 30 s.
 _KEEPALIVES = {

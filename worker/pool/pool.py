@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,7 +14,6 @@ import psycopg
 from psycopg_pool import PoolClosed
 
 from worker import clock, log
-from worker.config import redacted
 from worker.errors import ConfigError, DatabaseUnavailable
 from worker.pool.close_event import CloseEvent
 from worker.pool.connection import Connection
@@ -21,6 +21,7 @@ from worker.pool.lending import Lending, in_thread
 from worker.pool.options import PoolOptions
 from worker.pool.stats import PoolStats
 from worker.pool.sweep import Sweep
+from worker.secrecy import redacted
 
 logger = log.get_logger(__name__)
 
@@ -32,6 +33,9 @@ _CANCEL_INTERVAL = 0.1
 _CANCEL_TIMEOUT = 1.0
 # The pool's own threads end at once, unless they are in the middle of connecting to a server that does not answer.
 _JOIN = 2.0
+# Until the runtime goes on without the server's word that its last session has ended: a heartbeat that waited longer
+# could cost the lease.
+_PATIENCE = 2.0
 
 
 class Pool(Lending):
@@ -52,6 +56,7 @@ class Pool(Lending):
         self._closer: threading.Thread | None = None
         self._sweep = Sweep(self.sweep_once)
         self._num_revoked = 0
+        self._last_pin: Connection | None = None
 
     # Opening
 
@@ -89,13 +94,26 @@ class Pool(Lending):
             ConfigError: Another pool of this process is open.
         """
         pool = cls(options)
-        with _opening:
-            if options.alone:
-                _refuse_second()
-            pool.open()
-            _open.add(pool)
-        pool._sweep.start()
+        pool.open()
         return pool
+
+    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """
+        Open the pool, with no connection made yet; a second call does nothing. `connect` is what most should use.
+
+        Raises:
+            ConfigError: Another pool of this process is open.
+            PoolClosed: It was closed before.
+        """
+        with _opening:
+            if self.options.alone and self._closed:
+                _refuse_second()
+            super().open()
+            if self not in _open:
+                _open.add(self)
+                self._sweep.start()
+        if wait:
+            self.wait(timeout)
 
     # The runtime's own connection
 
@@ -113,8 +131,10 @@ class Pool(Lending):
         try:
             while self._nconns > self._max_size:
                 conn = self.acquire()
-                self._end_checkout(conn)
-                self.retire(conn)
+                checkout = conn.checkout
+                if checkout is not None and self._checkouts.end(checkout):
+                    self.retire(conn)
+                    self._checkouts.settled(checkout)
             yield
         finally:
             with self._lock:
@@ -132,6 +152,7 @@ class Pool(Lending):
         Raises:
             psycopg.OperationalError: The database is out of reach.
         """
+        self._wait_for_last_pin()
         conn = self._take_out() or self._connect()
         conn._pool = None
         try:
@@ -139,6 +160,15 @@ class Pool(Lending):
             yield conn
         finally:
             conn.close()
+            self._last_pin = None if conn.has_ended() else conn
+
+    def _wait_for_last_pin(self) -> None:
+        """The seat is free when its last session has ended; but a server that does not say so must not stop us."""
+        last, self._last_pin = self._last_pin, None
+        if last is not None:
+            if not last.has_ended(_PATIENCE):
+                logger.warning("pool.session_lingers", reason="the last reserved session has not ended yet")
+            last.forget_end()
 
     def _take_out(self) -> Connection | None:
         """An idle connection that is the pool's no more."""
@@ -146,11 +176,12 @@ class Pool(Lending):
             if not self._pool:
                 return None
             conn = self._pool.popleft()
+        if not conn.is_live():
+            self.retire(conn)
+            return None
+        with self._lock:
             self._nconns -= 1
-        if conn.is_live():
-            return conn
-        conn.close()
-        return None
+        return conn
 
     # Keeping
 
@@ -240,20 +271,34 @@ class Pool(Lending):
         later they are revoked and named in the log. A second call, from wherever, waits for the same end; in a forked
         child the call does nothing.
         """
-        if self.is_forked or not self._opened:
+        if not (isinstance(grace, int | float) and grace >= 0):
+            raise ConfigError(f"pool: close(grace={grace!r}): expected seconds, 0 or more")
+        if self.is_forked or not self._opened or not self._is_mine_to_close():
             return
-        if not self._closing.acquire(blocking=False):
-            if self._closer is not threading.current_thread():
-                self._ended.wait()
-            return
-        self._closer = threading.current_thread()
         try:
             self._close_event.set()
             self._stop_serving()
             self._let_return(grace)
-        finally:
+            self.forget_lingering()
             self._ended.set()
+        finally:
+            # If it was interrupted, the next call goes on with it.
+            self._closer = None
+            self._closing.release()
         logger.info("pool.closed", revoked=self._num_revoked)
+
+    def _is_mine_to_close(self) -> bool:
+        """Whether the caller is the one who closes it; if not, returns when it is closed."""
+        if self._closer is threading.current_thread():
+            return False
+        while not self._ended.is_set():
+            if self._closing.acquire(timeout=_CANCEL_INTERVAL):
+                self._closer = threading.current_thread()
+                if not self._ended.is_set():
+                    return True
+                self._closer = None
+                self._closing.release()
+        return False
 
     async def close_async(self, grace: float = 5.0) -> None:
         """`close` for coroutines: those of the same loop can go on, and return what they have."""
@@ -271,8 +316,7 @@ class Pool(Lending):
             waiter.fail(PoolClosed(f"the pool {self.name!r} is closing"))
         deadline = clock.monotonic() + _JOIN
         self._sweep.stop(_JOIN)
-        for conn in idle:
-            self.retire(conn)
+        _side_by_side(self.retire, idle)
         for thread in threads:
             thread.join(max(0.0, deadline - clock.monotonic()))
 
@@ -286,14 +330,26 @@ class Pool(Lending):
                     self._cancel(checkout, _CANCEL_TIMEOUT)
             if self._checkouts.wait_until_none(min(left, _CANCEL_INTERVAL) if until else left):
                 return
-        for checkout in self.checkouts():
-            self._cancel(checkout, _CANCEL_TIMEOUT)
+        _side_by_side(lambda checkout: self._cancel(checkout, _CANCEL_TIMEOUT), self.checkouts())
         self._checkouts.wait_until_none(_LET_GO)
-        for checkout in self.checkouts():
-            if self._checkouts.end(checkout):
-                self._num_revoked += 1
-                logger.warning("pool.revoked", checkout=str(checkout), statement=checkout.last_statement)
-                self._revoke(checkout)
+        left_over = [checkout for checkout in self.checkouts() if self._checkouts.end(checkout, revoking=True)]
+        for checkout in left_over:
+            self._num_revoked += 1
+            logger.warning("pool.revoked", checkout=str(checkout), statement=checkout.last_statement)
+        _side_by_side(self._revoke, left_over)
+
+
+def _side_by_side(call: Callable[[T], object], items: list[T]) -> None:
+    """Call it for each item on a thread of its own: a server that does not answer costs its timeout only once."""
+    if len(items) <= 1:
+        for item in items:
+            call(item)
+        return
+    threads = [threading.Thread(target=call, args=(item,), name="pool-close", daemon=True) for item in items]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 _opening = threading.Lock()
@@ -314,4 +370,11 @@ def _forget_parents() -> None:
     _open.clear()
 
 
+def _close_all() -> None:
+    """The net under those who forgot: sessions that end with the process, without a word, trouble the server's log."""
+    for pool in list(_open):
+        pool.close(0)
+
+
+atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_parents)

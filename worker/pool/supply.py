@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from typing import Any
 from weakref import WeakSet
@@ -13,11 +14,11 @@ from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from worker import clock, log
-from worker.config import redacted
 from worker.pool.connection import Connection
 from worker.pool.hygiene import Hygiene
 from worker.pool.options import ConnectOptions, PoolOptions
 from worker.pool.waiting import Waiter
+from worker.secrecy import redacted
 
 logger = log.get_logger(__name__)
 
@@ -50,6 +51,11 @@ class Retirement(MaintenanceTask):
         super().__init__(pool)
         self._conn = conn
 
+    def run(self) -> None:
+        """Run it in a pool that is closing too, where psycopg_pool's own tasks are dropped: it is a goodbye."""
+        if (pool := self.pool()) is not None:
+            self._run(pool)
+
     def _run(self, pool: psycopg_pool.ConnectionPool[Any]) -> None:
         assert isinstance(pool, Supply)  # noqa: S101  # it was made with one
         pool.retire(self._conn)
@@ -67,6 +73,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
         self.hygiene = Hygiene(options.hygiene)
+        self._before_acquire, self._after_release = options.before_acquire, options.after_release
         self._pid = os.getpid()
         self._forked = False
         self._sessions: WeakSet[Connection] = WeakSet()
@@ -86,6 +93,8 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             max_idle=options.idle_timeout,
             num_workers=_PARALLEL + 1,
         )
+        # The garbage collector may close a generator that has a connection, in a thread that is at work in here.
+        self._lock = threading.RLock()
         self.connect_options = options.connect_options()
 
     @property
@@ -146,10 +155,6 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             self._min_size = min(self.options.min_size, self._max_size)
             self._maybe_grow_pool()
 
-    def _add_to_pool(self, conn: Connection) -> None:
-        conn.idle_since = clock.monotonic()
-        super()._add_to_pool(conn)
-
     def _say_unreachable(self, exc: Exception) -> None:
         self._failure = exc if isinstance(exc, psycopg.Error) else None
         if self._failing_since is None:
@@ -165,33 +170,39 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     def _is_stale(self, conn: Connection, now: float) -> bool:
         """Whether it is to be replaced although it works."""
-        return (
-            conn._expire_at <= now
-            or conn._created_at <= self._drained_at
-            or now - conn.idle_since >= self.options.idle_timeout
-        )
+        return self._is_expired(conn, now) or now - conn.idle_since >= self.max_idle
 
-    def _seems_fit(self, conn: Connection) -> bool | None:
+    def _seems_fit(self, conn: Connection, now: float) -> bool | None:
         """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
-        now = clock.monotonic()
         if conn.closed or self._is_stale(conn, now):
             return False
-        if self.options.before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
+        if self._before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
             return None
         return True
 
     def _is_fit(self, conn: Connection, timeout: float) -> bool:
         """Ask it: a round trip of at most *timeout* seconds, and the hook's own."""
         asked = conn.answers(max(0.0, min(_ASK_TIMEOUT, timeout)))
-        return asked and _allowed_by(self.options.before_acquire, conn)
+        return asked and _allowed_by(self._before_acquire, conn)
 
     def _may_stay(self, conn: Connection) -> bool:
         """Whether one that came back goes on."""
-        if conn.closed or conn._expire_at <= clock.monotonic() or conn._created_at <= self._drained_at:
+        now = conn.idle_since = clock.monotonic()
+        if conn.closed or self._is_expired(conn, now):
             return False
-        return _allowed_by(self.options.after_release, conn)
+        return self._after_release is None or _allowed_by(self._after_release, conn)
+
+    def _is_expired(self, conn: Connection, now: float) -> bool:
+        return conn._expire_at <= now or conn._created_at <= self._drained_at
 
     # Ending
+
+    def retire_soon(self, conn: Connection) -> None:
+        """`retire` on a thread of the pool's, for callers with a deadline: the server may never say goodbye."""
+        if conn.closed or self._closed:
+            self.retire(conn)
+        else:
+            self.run_task(Retirement(self, conn))
 
     def retire(self, conn: Connection) -> None:
         """End a session for good; its seat is free when the server has ended it too."""
@@ -208,6 +219,14 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             else:
                 self._lingering.append((conn, clock.monotonic()))
 
+    def forget_lingering(self) -> None:
+        """Watch no longer for the end of sessions: nobody needs their seats any more."""
+        with self._lock:
+            lingering, self._lingering = self._lingering, []
+        for conn, _ in lingering:
+            conn.has_ended(_GOODBYE)
+            conn.forget_end()
+
     def _shrink_pool(self) -> None:
         """Ours is the sweep: psycopg_pool's closes one connection per idle timeout, and none below the minimum."""
 
@@ -216,11 +235,20 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         now = clock.monotonic()
         with self._lock:
             stale = [conn for conn in self._pool if conn.closed or self._is_stale(conn, now)]
-            for conn in stale:
+            # Ended by the server, most likely: so that the minimum is made again although nobody asks.
+            suspect = [conn for conn in self._pool if conn not in stale and conn.has_news()]
+            for conn in [*stale, *suspect]:
                 self._pool.remove(conn)
             lingering, self._lingering = self._lingering, []
         for conn in stale:
             self.retire(conn)
+        for conn in suspect:
+            idle_since = conn.idle_since
+            if conn.answers(_ASK_TIMEOUT):
+                self._add_to_pool(conn)
+                conn.idle_since = idle_since
+            else:
+                self.retire(conn)
         for conn, since in lingering:
             if conn.has_ended() or now - since > _LINGER:
                 conn.forget_end()
@@ -246,7 +274,7 @@ def _allowed_by(hook: Any, conn: Connection) -> bool:
 
 
 def _set_up(conn: Connection) -> None:
-    conn.autocommit = True
+    before, conn.autocommit = conn.autocommit, True
     try:
         conn.execute(_CHECK_CLIENT)
     except psycopg.errors.DatabaseError as exc:
@@ -254,4 +282,4 @@ def _set_up(conn: Connection) -> None:
             raise
         logger.debug("pool.no_client_check", reason=str(exc))
     finally:
-        conn.autocommit = False
+        conn.autocommit = before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
@@ -10,10 +12,15 @@ from weakref import ref
 import psycopg
 from psycopg._connection_base import BaseConnection
 
+from worker import clock
 from worker.pool.connection import Connection
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
+
+_CANCEL_TIMEOUT = 2.0
+_CANCEL_INTERVAL = 0.1
+_LEAVE = 5.0
 
 
 class AsyncCursor(psycopg.AsyncCursor[Any]):
@@ -56,6 +63,30 @@ class AsyncView(psycopg.AsyncConnection[Any]):
         # Inside `conn.transaction()` an explicit commit is an error on the connection, so it is one on the view.
         self._num_transactions = conn._num_transactions
         self._pool = conn._pool  # only looked at: a pooled connection is not closed on exit
+
+    async def end_statements(self) -> None:
+        """
+        Cancel what other coroutines still do on it, and wait until they have left.
+
+        A block can end while a task that it has started, say by `gather`, is in the middle of a statement. libpq's
+        memory must not be freed under it, and the next one's statement must not be mixed with its own.
+        """
+        deadline = clock.monotonic() + _LEAVE
+        while self.lock.locked() and not self.pooled.closed:
+            if clock.monotonic() > deadline:
+                await asyncio.to_thread(self.pooled.revoke, by_coroutine=True)
+                return
+            with suppress(psycopg.Error):
+                await self.cancel_safe(timeout=_CANCEL_TIMEOUT)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_INTERVAL), self.lock:
+                    return
+
+    async def close(self) -> None:
+        """Close the connection behind it, whose seat is free when the server has ended the session."""
+        await self.end_statements()
+        self._closed = True
+        await asyncio.to_thread(self.pooled.close)
 
 
 def _tell(conn: Any, query: object) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from psycopg_pool import PoolTimeout
 from psycopg_pool.pool import WaitingClient
 
+from worker import clock
 from worker.errors import PoolDeadlock
 from worker.pool.checkout import Checkout, Checkouts
 from worker.pool.connection import Connection
@@ -32,12 +33,18 @@ class Waiter(WaitingClient[Connection]):
         """Whether it has got neither a connection nor an error yet."""
         return self.conn is None and self.error is None
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits here any more, without having left the line."""
+        return not self.is_waiting
+
     def set(self, conn: Connection) -> bool:
         """Hand *conn* over; False when nobody waits here any more."""
         with self._cond:
             if not self.is_waiting or not self._wake():
                 return False
             self.conn = conn
+            self.checkout.since = clock.monotonic()
             self._checkouts.begin(self.checkout, conn)
             self._cond.notify_all()
             return True
@@ -88,6 +95,19 @@ class LoopWaiter(Waiter):
                 raise self.error
             return self.conn
 
+    @property
+    def is_gone(self) -> bool:
+        return not self.is_waiting or self._loop.is_closed()
+
+    def abandon(self) -> None:
+        """
+        The coroutine was closed rather than cancelled, mostly by the garbage collector after the end of its loop.
+
+        That can happen in the middle of anything, so no lock may be taken. What was handed over in this very moment
+        the sweep will find.
+        """
+        self.error = self.error or PoolTimeout("given up")
+
     def _wake(self) -> bool:
         """
         Called before the connection is handed over, and under the lock: the coroutine cannot look before it is.
@@ -112,11 +132,15 @@ def refuse_deadlock(asking: Checkout, waiters: Iterable[Waiter], checkouts: Chec
     Raises:
         PoolDeadlock: Every connection is out, and all who have one would wait. Names both places in the code.
     """
-    held = checkouts.listed()
-    mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
-    if mine is None or len(held) < seats:
+    if len(checkouts) < seats:
         return
-    asked = [waiter.checkout for waiter in waiters if waiter.is_waiting]
+    held = checkouts.listed()
+    if any(checkout.abandoned() for checkout in held):
+        return  # the sweep will end that one, and somebody gets its seat
+    mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
+    if mine is None:
+        return
+    asked = [waiter.checkout for waiter in list(waiters) if waiter.is_waiting]
     asked.append(asking)
     if all(any(_returned_only_after(checkout, wanted) for wanted in asked) for checkout in held):
         raise PoolDeadlock(

@@ -53,14 +53,16 @@ CHANGE_COUNTER: LiteralString = """
         BETWEEN %(minimum)s AND %(maximum)s
     RETURNING value"""
 
-# Locks what is summed up, in the order of the keys, so that two who ask at once see each other.
-LOCK_COUNTERS: LiteralString = """
+# One caller of a limiter at a time: what is summed up is many rows, and some of them are not there yet.
+LOCK_LIMITER: LiteralString = """
+    SELECT pg_advisory_xact_lock(hashtextextended(%(limiter)s, 0))"""
+
+# counter_pkey.
+GET_COUNTERS: LiteralString = """
     SELECT key, value
     FROM {schema}.counter
     WHERE key = ANY(%(keys)s)
-      AND expires_at > clock_timestamp()
-    ORDER BY key
-    FOR UPDATE"""
+      AND expires_at > clock_timestamp()"""
 
 # counter_pkey. Members of one group pass one by one from here to the end of their transactions.
 LOCK_GROUP: LiteralString = """
@@ -174,10 +176,13 @@ class PostgresLimits(RateLimiterBackend):
         render = self._broker.schema.render
 
         def change(conn: psycopg.Connection[Any]) -> bool:
-            conn.execute(render(ADD_COUNTER).encode(), {"key": key, "value": 0, "ttl": ttl})
-            found = conn.execute(render(LOCK_COUNTERS).encode(), {"keys": sorted({key, *keys()})})
+            # Dramatiq's windows are one key for each second, of the limiter's name and the second's number.
+            limiter = key.rpartition("@")[0] or key
+            conn.execute(render(LOCK_LIMITER).encode(), {"limiter": f"{self._broker.schema.name}:{limiter}"})
+            summed = keys()
+            found = conn.execute(render(GET_COUNTERS).encode(), {"keys": [key, *summed]})
             values: dict[str, int] = dict(found.fetchall())
-            together = sum(values.get(summed, 0) for summed in keys())
+            together = sum(values.get(one, 0) for one in summed)
             if values.get(key, 0) + amount > maximum or together + amount > maximum:
                 return False
             parameters = {"key": key, "amount": amount, "minimum": -_UNBOUNDED, "maximum": maximum, "ttl": ttl}
@@ -188,7 +193,7 @@ class PostgresLimits(RateLimiterBackend):
     def wait(self, key: str, timeout: int | None) -> bool:
         """Block until `wait_notify` was called for *key*, *timeout* milliseconds at most; whether it was."""
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
-        statement = self._broker.schema.render(LOCK_COUNTERS).encode()
+        statement = self._broker.schema.render(GET_COUNTERS).encode()
         while not self._broker.execute(lambda conn: conn.execute(statement, {"keys": [key]}).fetchone()):
             if deadline is not None and time.monotonic() >= deadline:
                 return False

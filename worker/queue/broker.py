@@ -11,17 +11,17 @@ from typing import Any, TypeVar
 
 import dramatiq.broker
 import psycopg
+import psycopg_pool
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import GroupCallbacks, default_middleware
 from dramatiq.middleware import Retries as DramatiqRetries
-from dramatiq.middleware import default_middleware
 from dramatiq.results import Results
 
 from worker import log
-from worker.config import Config
 from worker.errors import ArgumentError, ConfigError
-from worker.pool import Pool, PoolOptions, get_pool, shield
+from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.binding import bound_connection
 from worker.queue.claim import Claim
@@ -41,6 +41,7 @@ from worker.queue.sent import Sent
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
 from worker.queue.transaction import Transaction
+from worker.settings import Settings
 
 logger = log.get_logger(__name__)
 
@@ -61,7 +62,8 @@ class PostgresBroker(Broker):
         pool: An open pool to use instead.
         schema: The schema that holds the tables; `WORKER_SCHEMA` or "worker" when None.
         max_args: The most bytes that the encoded arguments of a job may have; `WORKER_MAX_ARGS` or 1 MiB when None.
-        middleware: Dramatiq's default list when None; the job transactions come first in any case.
+        middleware: When None, Dramatiq's default list, and results and groups on Postgres, so that
+            `store_results=True` is all they need. The job transactions come first in any case.
         lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
     """
 
@@ -76,7 +78,9 @@ class PostgresBroker(Broker):
         max_args: int | None = None,
     ) -> None:
         # First of the list: its before-hooks come first and its after-hooks last.
-        rest = self._default_middleware() if middleware is None else middleware
+        self._ours: list[Middleware] = []
+        ours = [Results(backend=PostgresResults(self)), PostgresGroups(self)] if middleware is None else []
+        rest = _default_middleware() if middleware is None else middleware
         self._url = url
         self._pool = pool
         self._lease_duration = lease
@@ -86,7 +90,8 @@ class PostgresBroker(Broker):
         self._feed: ConsumerFeed | None = None
         self.dispatcher: Dispatcher | None = None
         self._schema = None if schema is None else Schema(schema)
-        super().__init__([Transaction(), *rest])
+        super().__init__([Transaction(), *rest, *ours])
+        self._ours = ours
         self.queues: set[str] = set()
 
     @property
@@ -103,17 +108,22 @@ class PostgresBroker(Broker):
             return self._pool
 
     @property
+    def lender(self) -> psycopg_pool.ConnectionPool[Any]:
+        """What sends borrow from; other than `pool` only when the application has bound a pool of its own."""
+        return get_lender() if self._pool is None and self._url is None else self.pool
+
+    @property
     def schema(self) -> Schema:
         """The schema that holds the tables: the one given, or the process's setting, read when first needed."""
         if self._schema is None:
-            self._schema = Schema(Config.from_env(os.environ).schema)
+            self._schema = Schema(Settings.read(os.environ).config.schema)
         return self._schema
 
     @property
     def max_args(self) -> int:
         """The most bytes that the encoded arguments of a job may have: as given, or the process's setting."""
         if self._max_args is None:
-            self._max_args = Config.from_env(os.environ).max_args
+            self._max_args = Settings.read(os.environ).config.max_args
         return self._max_args
 
     @contextmanager
@@ -274,10 +284,12 @@ class PostgresBroker(Broker):
             with self.pool.connection() as conn:
                 return work(conn)
 
-    def _default_middleware(self) -> list[Middleware]:
-        """Dramatiq's own, and results and groups on Postgres, so that `store_results=True` is all that is needed."""
-        rest: list[Middleware] = [Retries() if make is DramatiqRetries else make() for make in default_middleware]
-        return [*rest, Results(backend=PostgresResults(self)), PostgresGroups(self)]
+    def add_middleware(self, middleware: Middleware, **place: Any) -> None:
+        """Add a middleware; results or groups on another backend take the place of ours, or both would count."""
+        for kind in (Results, GroupCallbacks):
+            if isinstance(middleware, kind):
+                self.middleware = [m for m in self.middleware if m not in self._ours or not isinstance(m, kind)]
+        super().add_middleware(middleware, **place)
 
     # Hooks
 
@@ -396,6 +408,11 @@ def postgres_broker() -> PostgresBroker:
     if not isinstance(broker, PostgresBroker):
         raise ConfigError(f"Dramatiq's broker is a {type(broker).__name__}: worker run needs a worker.PostgresBroker")
     return broker
+
+
+def _default_middleware() -> list[Middleware]:
+    """Dramatiq's own, but with our retries."""
+    return [Retries() if make is DramatiqRetries else make() for make in default_middleware]
 
 
 @contextmanager

@@ -11,7 +11,13 @@ from dramatiq import Message
 
 
 class Claim(NamedTuple):
-    """A job under this worker's lease: proven by *token*, not decoded yet."""
+    """
+    A job under this worker's lease: proven by *token*, not decoded yet.
+
+    Args:
+        ahead: It was claimed before there was a slot for it.
+        suspect: A worker died while it ran, so it runs alone.
+    """
 
     id: UUID
     token: int
@@ -22,6 +28,10 @@ class Claim(NamedTuple):
     args: str | None
     options: str | None
     message: bytes | None
+    ahead: bool = False
+    suspect: bool = False
+    waited: float = 0.0
+    """Seconds from when it was due to this claim, database clock."""
 
     @property
     def proof(self) -> tuple[UUID, int]:

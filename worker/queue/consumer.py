@@ -16,7 +16,8 @@ from dramatiq.errors import BrokerConnectionError
 
 from worker.queue.claim import Claim
 from worker.queue.delivery import Delivery
-from worker.queue.dispatcher import Dispatcher, Room
+from worker.queue.dispatcher import Dispatcher
+from worker.queue.feed import Feed, Room
 from worker.queue.settlement import Outcome, Settlement
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class PostgresConsumer(Consumer):
     @property
     def room(self) -> int:
         return self._prefetch - len(self._in_hand)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._in_hand
 
     def offer(self, claim: Claim) -> None:
         """Take a claimed job; on the dispatcher's thread."""
@@ -94,6 +99,8 @@ class PostgresConsumer(Consumer):
             self._feed.dispatcher.forget(delivery.claim)
         else:
             written = self._feed.dispatcher.settle(settlement)
+            # What is written and what is claimed in its place go in one exchange.
+            self._in_hand.discard(delivery.claim.id)
             try:
                 written.result(_PATIENCE)
             except (FutureTimeout, psycopg.OperationalError) as exc:
@@ -105,7 +112,7 @@ class PostgresConsumer(Consumer):
         self._feed.dispatcher.wake()
 
 
-class ConsumerFeed:
+class ConsumerFeed(Feed):
     """Puts claimed jobs before Dramatiq's consumers, each queue into its own."""
 
     dispatcher: Dispatcher
@@ -143,7 +150,8 @@ class ConsumerFeed:
         actors = list(self._actors())
         with self._lock:
             room = {name: sum(consumer.room for consumer in served) for name, served in self._consumers.items()}
-        return [Room([name], actors, 0 if self._draining else limit) for name, limit in room.items()]
+            idle = all(consumer.is_idle for served in self._consumers.values() for consumer in served)
+        return [Room([name], actors, 0 if self._draining else limit, idle=idle) for name, limit in room.items()]
 
     def put(self, claims: list[Claim]) -> None:
         for claim in claims:

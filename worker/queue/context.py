@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -29,6 +29,17 @@ class Context:
     attempt: int
     options: dict[str, Any]
     stopping: threading.Event = field(repr=False)
+
+    @property
+    def schedule(self) -> str | None:
+        """The schedule that sent this job; None when somebody else did."""
+        return self.options.get("schedule")
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The tick that this job was sent for, aware UTC, however late it runs; of a run by hand the time of asking."""
+        tick = self.options.get("scheduled_for")
+        return None if tick is None else datetime.fromisoformat(tick)
 
     def snooze(self, seconds: float | timedelta) -> NoReturn:
         """

@@ -23,6 +23,7 @@ from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Settlement
 
+_making = threading.Lock()
 current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
 
 # admin_shutdown, crash_shutdown, cannot_connect_now
@@ -51,7 +52,8 @@ class Delivery(MessageProxy):
         self.pool = pool
         self.conn: Connection | None = None
         self.transaction: JobTransaction | None = None
-        self.stopping = threading.Event()
+        self.stopped = False
+        self._stopping: threading.Event | None = None  # made for the one in many that asks
         self.scope = ExitStack()  # what this run has borrowed: its connection, its place in the context
         self.collecting = False
         self.started = False
@@ -65,6 +67,23 @@ class Delivery(MessageProxy):
         self.broken: Exception | None = None
         self._in_body = False
         self._view: psycopg.AsyncConnection[Any] | None = None
+
+    @property
+    def stopping(self) -> threading.Event:
+        """Set when the run should end."""
+        with _making:
+            if self._stopping is None:
+                self._stopping = threading.Event()
+                if self.stopped:
+                    self._stopping.set()
+            return self._stopping
+
+    def stop(self) -> None:
+        """Say that the run should end; from any thread."""
+        with _making:
+            self.stopped = True
+            if self._stopping is not None:
+                self._stopping.set()
 
     def enter_body(self) -> bool:
         """True once, for the worker's own call; a job that calls itself by hand gets the plain function."""

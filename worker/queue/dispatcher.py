@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -17,14 +15,16 @@ from worker import clock, log
 from worker.pool import Pool
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.group_commit import GroupCommit
+from worker.queue.exchange import Errand, exchange
+from worker.queue.feed import Feed, Room
+from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
-from worker.queue.insertion import insert
-from worker.queue.lease import Lease
+from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
+from worker.queue.sends import Send, Sends
 from worker.queue.settlement import Outcome, Settlement
-from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
+from worker.queue.submissions import Submissions
 
 logger = log.get_logger(__name__)
 
@@ -50,27 +50,6 @@ _NO_SCANS = "SET enable_seqscan = off"
 _NO_JIT = "SET jit = off"
 
 
-class Room(NamedTuple):
-    """How many more jobs, of which queues and actors, can start."""
-
-    queues: Sequence[str]
-    actors: Sequence[str]
-    limit: int
-
-
-class Feed(Protocol):
-    """What puts claimed jobs before the slots. Called on the dispatcher's thread; must not block."""
-
-    def rooms(self) -> Iterable[Room]:
-        """What can start now; with a limit of 0 what this process serves at all. Read one by one, between puts."""
-
-    def put(self, claims: list[Claim]) -> None:
-        """Start these."""
-
-    def lost(self, claims: list[Claim]) -> None:
-        """These belong to others by now."""
-
-
 class Dispatcher:
     """
     The one thread of a process that talks to the queue.
@@ -90,9 +69,9 @@ class Dispatcher:
         self._closing = closing
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._alarm = Alarm()
-        self._outcomes = GroupCommit(schema, history)
-        self._sending: deque[tuple[Sequence[NewJob], Future[None]]] = deque()
-        self._submitted: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
+        self._outcomes = GroupCommit(schema, history, self._settled)
+        self._sends = Sends(schema)
+        self._submitted = Submissions()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._stop_by: float | None = None
@@ -101,6 +80,8 @@ class Dispatcher:
         self._renew_at = self._keep_house_at = 0.0
         self._next_due = float("inf")
         self.failure: BaseException | None = None
+        self.passed_at = clock.monotonic()
+        """When the last pass, or attempt to connect, began."""
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
 
@@ -113,31 +94,40 @@ class Dispatcher:
 
     # From any thread
 
-    def settle(self, settlement: Settlement) -> Future[bool]:
+    def settle(self, settlement: Settlement, *, wake: bool = True) -> Future[bool]:
         """
         Write an outcome with the next group commit.
+
+        Args:
+            wake: Have it now; False when the caller frees a slot next, and wakes for both.
 
         Returns:
             Whether the token still held, once it is durable. After the end it did not: the job was given back.
         """
         written = self._outcomes.add(settlement)
-        self.wake()
+        if wake:
+            self.wake()
         if self._over:
             self._abandon()
         return written
 
     def forget(self, claim: Claim) -> None:
-        """This job was settled in its own transaction: its slot is free."""
+        """This job was settled in its own transaction. Whoever frees its slot wakes."""
         self._outstanding.pop(claim.proof, None)
-        self.wake()
 
     def send(self, jobs: Sequence[NewJob]) -> Future[None]:
-        """Enqueue *jobs* with the next group commit; durable when the future is done."""
-        return self._defer(self._sending, jobs)
+        """Enqueue *jobs*, which must be plain, with the next group commit; durable when the future is done."""
+        self._check_not_over()
+        sent = self._sends.add(jobs)
+        self.wake()
+        return sent
 
     def submit(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
         """Run *work* on the reserved connection, in a transaction of its own. It must be short: everything waits."""
-        return self._defer(self._submitted, work)
+        self._check_not_over()
+        future = self._submitted.add(work)
+        self.wake()
+        return future
 
     def wake(self) -> None:
         """Look now instead of at the next poll."""
@@ -151,6 +141,11 @@ class Dispatcher:
     def pause(self) -> None:
         """Claim nothing more; everything else goes on."""
         self._claiming = False
+
+    def resume(self) -> None:
+        """Claim again."""
+        self._claiming = self._hungry = True
+        self.wake()
 
     def stop(self) -> None:
         """Write what is to be written, give back what is claimed, end the thread. Twice is harmless."""
@@ -169,6 +164,10 @@ class Dispatcher:
         return self._thread.is_alive()
 
     @property
+    def is_connected(self) -> bool:
+        return self._connected and self.is_alive
+
+    @property
     def num_outstanding(self) -> int:
         """Jobs claimed and not settled."""
         return len(self._outstanding)
@@ -178,13 +177,9 @@ class Dispatcher:
         """Outcomes that wait for somebody else's lock on their job."""
         return self._outcomes.num_locked
 
-    def _defer(self, pending: deque[Any], item: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+    def _check_not_over(self) -> None:
         if self._over:
             raise psycopg.OperationalError("the worker has stopped: nothing can be written any more")
-        pending.append((item, future))
-        self.wake()
-        return future
 
     @property
     def _over(self) -> bool:
@@ -192,8 +187,8 @@ class Dispatcher:
 
     def _abandon(self) -> None:
         """Nobody writes what is still pending: whoever waits for it must know."""
-        for _, future in [*self._sending, *self._submitted]:
-            future.cancel()
+        self._sends.abandon()
+        self._submitted.abandon()
         if self._over:
             self._outcomes.abandon()
 
@@ -211,6 +206,7 @@ class Dispatcher:
 
     def _run_connected(self) -> None:
         """Passes on one connection, until it is lost or the work is over."""
+        self.passed_at = clock.monotonic()
         try:
             with self._pool.pinned() as conn:
                 self._attach(conn)
@@ -228,7 +224,7 @@ class Dispatcher:
     def _finished(self) -> bool:
         if self._stop_by is None:
             return False
-        idle = not (self._outcomes or self._sending or self._submitted)
+        idle = not (self._outcomes or self._sends or self._submitted)
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
@@ -248,119 +244,129 @@ class Dispatcher:
         self._renew_at = self._keep_house_at = 0.0
 
     def _detach(self, conn: psycopg.Connection[Any]) -> None:
+        pending = self._outcomes.proofs
         for claim in list(self._outstanding.values()):
-            self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
-        self._write_outcomes(conn)
+            if claim.proof not in pending:
+                self._release(claim)
+        self._outcomes.write_apart(conn, self._outcomes.take(last=True))
         self.lease.unregister(conn)
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
-        """One pass: writes first, because they free slots and make jobs; returns seconds to the next."""
-        self._write_outcomes(conn)
-        self._write_sends(conn)
-        self._run_submitted(conn)
-        now = clock.monotonic()
-        if now >= self._keep_house_at:
+        """One pass; returns seconds to the next."""
+        self.passed_at = clock.monotonic()
+        # What was written may be a job for us; our own notification comes with the next read only.
+        self._hungry |= self._submitted.run(conn)
+        self._keep_house(conn)
+        for claim in self._feed.overdue():
+            self._release(claim)
+        self._exchange(conn)
+        next_at = (self._renew_at, self._next_due, self._keep_house_at, self._outcomes.again_at, self._feed.look_at)
+        return max(0.0, min(next_at) - clock.monotonic())
+
+    def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
+        if (now := clock.monotonic()) >= self._keep_house_at:
             # Before working, so that an error cannot keep us from everything else.
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
             if self._history.maintain(conn):
                 self._keep_house_at = now + _HOUSEKEEPING
-        if now >= self._next_due:
-            self._promote(conn)
-        if now >= self._renew_at:
-            self._renew(conn)
-        if self._hungry and self._claiming:
-            self._claim(conn)
-        next_at = min(self._renew_at, self._next_due, self._keep_house_at, self._outcomes.again_at)
-        return max(0.0, next_at - clock.monotonic())
 
-    # Writing
+    def _release(self, claim: Claim) -> None:
+        self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
 
-    def _write_outcomes(self, conn: psycopg.Connection[Any]) -> None:
-        for settlement, held in self._outcomes.write(conn, last=self._stop_by is not None):
-            self._outstanding.pop((settlement.id, settlement.token), None)
-            if held and settlement.makes_available:
-                self._hungry = True
-            elif held and settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
-                self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
-            for new in settlement.following:
-                self._next_due = min(self._next_due, clock.monotonic() + new.delay)
+    # The exchange
 
-    def _write_sends(self, conn: psycopg.Connection[Any]) -> None:
-        batch = _accepted(self._sending)
-        if not batch:
+    def _exchange(self, conn: psycopg.Connection[Any]) -> None:
+        """Writes first, because they free slots and make jobs; all in one trip unless something is wrong with it."""
+        now = clock.monotonic()
+        promoting = now >= self._next_due
+        # What is due after those that are promoted, only the heartbeat knows.
+        renewing = promoting or now >= self._renew_at
+        taken = self._outcomes.take(last=self._stop_by is not None)
+        outcomes, sends = self._outcomes.write_special(conn, taken), self._sends.take()
+        new = [one for jobs, _ in sends for one in jobs]
+        # What these make available is claimed behind them in the same trip.
+        self._hungry |= promoting or any(one.delay <= 0 for one in new)
+        self._hungry |= any(one.makes_available for one, _ in taken)
+        served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
+        errand = Errand(
+            settlements=[settlement for settlement, _ in outcomes],
+            new=new,
+            begun=self._feed.begun(),
+            rooms=self._rooms(served),
+            promoting=promoting,
+            renewing=renewing,
+            served=served,
+        )
+        if not errand.num_statements:
             return
         try:
-            insert(conn, self.schema, [new for jobs, _ in batch for new in jobs])
+            reply = exchange(conn, self.schema, self.lease, errand)
         except psycopg.Error as exc:
-            for jobs, sent in batch:
-                # A lost confirmation may hide a commit: the sender must hear that it is not known. What the server
-                # refused is tried one by one, so that nobody fails for his neighbour's job.
-                _complete(sent, exc if conn.broken else partial(insert, conn, self.schema, jobs))
-            if conn.broken:
+            if conn.broken or not (outcomes or sends):
+                self._outcomes.put_back(outcomes)
+                self._sends.fail(sends, exc)
                 raise
-        else:
-            for _, sent in batch:
-                sent.set_result(None)
+            logger.info("dispatcher.parted", reason=str(exc).strip())
+            self._write_apart(conn, outcomes, sends)
+            outcomes, sends = [], []
+            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=()))
+        self._outcomes.confirm(outcomes, reply.owned)
+        self._sends.confirm(sends)
+        self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
+        for claims in reply.claims:
+            self._take(claims)
+        if renewing and self._heard(conn, reply.look) and not errand.rooms:
+            self.wake()
 
-    def _run_submitted(self, conn: psycopg.Connection[Any]) -> None:
-        for work, future in _accepted(self._submitted):
+    def _write_apart(self, conn: psycopg.Connection[Any], outcomes: list[Pending], sends: list[Send]) -> None:
+        """Something in an exchange was refused, and all of it undone."""
+        try:
+            self._outcomes.write_apart(conn, outcomes)
+        except psycopg.Error as exc:
+            self._sends.fail(sends, exc)
+            raise
+        self._sends.write_apart(conn, sends)
 
-            def run(work: Callable[[psycopg.Connection[Any]], Any] = work) -> Any:
-                with conn.transaction():
-                    return work(conn)
+    def _settled(self, settlement: Settlement, held: bool) -> None:
+        self._outstanding.pop((settlement.id, settlement.token), None)
+        if held and settlement.delay > 0 and settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
+            self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
+        for new in settlement.following:
+            if new.delay > 0:
+                self._next_due = min(self._next_due, clock.monotonic() + new.delay)
 
-            _complete(future, run)
-            # What was written may be a job for us; our own notification comes with the next read only.
-            self._hungry = True
+    def _rooms(self, served: Sequence[Room]) -> list[Room]:
+        """What to claim for. Hungry afterwards if there may be more: a slot that gets free rings."""
+        if not (self._hungry and self._claiming):
+            return []
+        rooms = [room for room in served if room.limit > 0]
+        self._hungry = any(room.is_tight for room in served)
+        return rooms
 
-    # Claiming
-
-    def _claim(self, conn: psycopg.Connection[Any]) -> None:
-        """Claim what there is room for. Hungry afterwards if there may be more: a slot that gets free rings."""
-        self._hungry = False
-        for room in self._feed.rooms():
-            if room.limit <= 0:
-                self._hungry = True
-                continue
-            parameters = {
-                "queues": list(room.queues),
-                "actors": list(room.actors),
-                "limit": room.limit,
-                "worker": self.lease.worker_id,
-            }
-            rows = conn.execute(self.schema.render(CLAIM_JOBS).encode(), parameters).fetchall()
-            claims = [Claim(*row) for row in rows]
-            self._outstanding.update((claim.proof, claim) for claim in claims)
-            self._feed.put(claims)
-            self._hungry |= len(claims) == room.limit
-
-    def _promote(self, conn: psycopg.Connection[Any]) -> None:
-        if conn.execute(self.schema.render(PROMOTE_DUE).encode()).rowcount:
-            self._hungry = True
-        # What is due next, the heartbeat knows.
-        self._next_due = float("inf")
-        self._renew_at = 0.0
+    def _take(self, claims: list[Claim]) -> None:
+        self._outstanding.update((claim.proof, claim) for claim in claims)
+        self._feed.put(claims)
+        # Fewer than asked for is no sign that there are no more: some are claimed only alone, or not ahead of a slot.
+        self._hungry |= bool(claims)
 
     # Living
 
-    def _renew(self, conn: psycopg.Connection[Any]) -> None:
-        rooms = list(self._feed.rooms())
-        queues = sorted({queue for room in rooms for queue in room.queues})
-        actors = sorted({actor for room in rooms for actor in room.actors})
-        look = self.lease.renew(conn, queues, actors)
+    def _heard(self, conn: psycopg.Connection[Any], look: Look | None) -> bool:
+        """Follow what the heartbeat saw; whether there is something to claim."""
         if look is None:
             logger.error("worker.declared_dead", worker=str(self.lease.worker_id))
             self.lease.register(conn)
             self._reconcile(conn)
-            return
+            return False
         now = clock.monotonic()
-        self._hungry |= look.has_available
+        rescued = look.needs_rescue and self.lease.rescue(conn) > 0
+        self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
         if look.needs_rescue:
-            self._hungry |= self.lease.rescue(conn) > 0
             self._renew_at = now + _POLL_IN_RESCUE
         else:
             self._renew_at = now + min(_POLL_WITH_OTHERS if look.others_run else _POLL, self.lease.duration / 3)
+        return look.has_available or rescued
 
     def _reconcile(self, conn: psycopg.Connection[Any]) -> None:
         """Compare the books: a reply to a claim can be lost with its connection, and a lease with time."""
@@ -378,12 +384,21 @@ class Dispatcher:
     # Waiting
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
-        if self._outcomes or self._sending or self._submitted or self._stop_by is not None:
+        if self._outcomes or self._sends or self._submitted or self._stop_by is not None:
             seconds = 0.0
+        # What came with the last reply has been read already, and makes no socket readable.
+        if self._hear(conn):
+            return
         if self._alarm.wait(min(seconds, _POLL), conn.fileno()):
             conn.pgconn.consume_input()
-            while notification := conn.pgconn.notifies():
-                self._told(notification.relname.decode())
+            self._hear(conn)
+
+    def _hear(self, conn: psycopg.Connection[Any]) -> bool:
+        heard = False
+        while notification := conn.pgconn.notifies():
+            self._told(notification.relname.decode())
+            heard = True
+        return heard
 
     def _told(self, channel: str) -> None:
         if channel == self.schema.channels["later"]:
@@ -394,23 +409,3 @@ class Dispatcher:
                 self.submit(self.answer)
         else:
             self._hungry = True
-
-
-def _accepted(pending: deque[Any]) -> list[Any]:
-    """Everything in *pending* whose future nobody has given up."""
-    taken = []
-    while pending:
-        item = pending.popleft()
-        if item[1].set_running_or_notify_cancel():
-            taken.append(item)
-    return taken
-
-
-def _complete(future: Future[Any], outcome: Callable[[], Any] | BaseException) -> None:
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-        return
-    try:
-        future.set_result(outcome())
-    except Exception as exc:
-        future.set_exception(exc)

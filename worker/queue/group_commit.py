@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from uuid import UUID
 import psycopg
 
 from worker import clock, log
-from worker.queue.history import History
+from worker.queue.history import History, has_no_partition
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, settle, storable
 
@@ -21,7 +22,6 @@ logger = log.get_logger(__name__)
 _LOCKED_AGAIN = 1.0
 
 Pending = tuple[Settlement, "Future[bool]"]
-Written = list[tuple[Settlement, bool]]
 
 
 class GroupCommit:
@@ -29,11 +29,15 @@ class GroupCommit:
     The outcomes that are still to be written.
 
     `add` is for any thread, everything else for the dispatcher's.
+
+    Args:
+        told: Hears of each outcome, once it is durable, whether its token still held.
     """
 
-    def __init__(self, schema: Schema, history: History) -> None:
+    def __init__(self, schema: Schema, history: History, told: Callable[[Settlement, bool], None]) -> None:
         self._schema = schema
         self._history = history
+        self._told = told
         self._pending: deque[Pending] = deque()
         self._locked: list[Pending] = []
         self._locked_until = 0.0
@@ -63,34 +67,64 @@ class GroupCommit:
         """When to try those again, monotonic."""
         return self._locked_until if self._locked else float("inf")
 
-    def write(self, conn: psycopg.Connection[Any], *, last: bool = False) -> Written:
+    def take(self, *, last: bool = False) -> list[Pending]:
         """
-        Write what there is, in one statement if nothing is wrong with it.
+        Everything that can be written now, to be confirmed, put back or written apart.
 
         Args:
-            last: Try those that met a lock at once, because there is no later.
-
-        Returns:
-            Each outcome written now, and whether its token still held.
-
-        Raises:
-            OperationalError: The database is away; nothing is forgotten.
+            last: Those that met a lock at once, because there is no later.
         """
         batch: list[Pending] = []
         if last or clock.monotonic() >= self._locked_until:
             batch, self._locked = self._locked, []
         while self._pending:
             batch.append(self._pending.popleft())
-        written: Written = []
+        return batch
+
+    def write_special(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> list[Pending]:
+        """
+        Write those of *batch* that take several statements, and cannot go with others in one trip.
+
+        Returns:
+            The rest, to be confirmed, put back or written apart.
+
+        Raises:
+            OperationalError: The database is away; nothing is forgotten, of the rest neither.
+        """
+        rest = [item for item in batch if item[0].is_one_statement]
+        if len(rest) < len(batch):
+            try:
+                self.write_apart(conn, [item for item in batch if not item[0].is_one_statement])
+            except psycopg.Error:
+                self.put_back(rest)
+                raise
+        return rest
+
+    def confirm(self, batch: list[Pending], owned: set[UUID]) -> None:
+        """*batch* is durable; the tokens of *owned* held."""
+        for settlement, written in batch:
+            held = settlement.id in owned
+            if not held:
+                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
+            self._told(settlement, held)
+            written.set_result(held)
+
+    def put_back(self, batch: list[Pending]) -> None:
+        """Nobody knows whether *batch* was written: what is repeated changes nothing. What was told is not repeated."""
+        self._pending.extendleft(reversed([item for item in batch if not item[1].done() and item not in self._locked]))
+
+    def write_apart(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
+        """
+        Write *batch* although something is wrong with it: in halves, until what is in the way is alone.
+
+        Raises:
+            OperationalError: The database is away; nothing is forgotten.
+        """
         try:
-            if batch:
-                self._write(conn, batch, written)
+            self._write(conn, batch)
         except psycopg.Error:
-            # Those whose confirmation was lost are repeated, which changes nothing; those that were told are not.
-            again = [item for item in batch if not item[1].done() and item not in self._locked]
-            self._pending.extendleft(reversed(again))
+            self.put_back(batch)
             raise
-        return written
 
     def abandon(self) -> None:
         """Nobody writes any more: whoever waits must know that the job was given back."""
@@ -102,49 +136,42 @@ class GroupCommit:
                 logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
                 written.set_result(False)
 
-    def _write(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:
+    def _write(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
         try:
             owned = self._settle(conn, [settlement for settlement, _ in batch])
         except psycopg.errors.LockNotAvailable:
-            self._write_later(conn, batch, written)
+            self._write_later(conn, batch)
             return
         except psycopg.OperationalError:
             raise
         except psycopg.Error as exc:
-            self._write_apart(conn, batch, written, exc)
+            self._write_apart(conn, batch, exc)
             return
-        for settlement, told in batch:
-            held = settlement.id in owned
-            if not held:
-                logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
-            written.append((settlement, held))
-            told.set_result(held)
+        self.confirm(batch, owned)
 
     def _settle(self, conn: psycopg.Connection[Any], settlements: list[Settlement]) -> set[UUID]:
         try:
             return settle(conn, self._schema, settlements)
         except psycopg.errors.CheckViolation as exc:
-            if "partition" not in str(exc):
+            if not has_no_partition(exc):
                 raise
             # The history ends before today: this process could not keep house for a week.
             self._history.maintain(conn)
             return settle(conn, self._schema, settlements)
 
-    def _write_later(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:
+    def _write_later(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
         """Somebody else's transaction has locked the row of one job in *batch*: the others must not wait for it."""
         if len(batch) > 1:
-            self._write_halves(conn, batch, written)
+            self._write_halves(conn, batch)
             return
         logger.warning("job.locked", job_id=str(batch[0][0].id), reason="its row is locked by another transaction")
         self._locked.extend(batch)
         self._locked_until = clock.monotonic() + _LOCKED_AGAIN
 
-    def _write_apart(
-        self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written, exc: psycopg.Error
-    ) -> None:
+    def _write_apart(self, conn: psycopg.Connection[Any], batch: list[Pending], exc: psycopg.Error) -> None:
         """One outcome of *batch* cannot be stored: halve until it is found, and bury that job with the reason."""
         if len(batch) > 1:
-            self._write_halves(conn, batch, written)
+            self._write_halves(conn, batch)
             return
         [(settlement, told)] = batch
         if settlement.outcome is Outcome.DEAD and not settlement.following:
@@ -152,9 +179,9 @@ class GroupCommit:
         logger.error("job.unsettleable", job_id=str(settlement.id), reason=str(exc))
         reason = storable(f"its outcome ({settlement.outcome}) could not be stored: {exc}")
         buried = Settlement(settlement.id, settlement.token, Outcome.DEAD, error=reason)
-        self._write(conn, [(buried, told)], written)
+        self._write(conn, [(buried, told)])
 
-    def _write_halves(self, conn: psycopg.Connection[Any], batch: list[Pending], written: Written) -> None:
+    def _write_halves(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
         middle = len(batch) // 2
-        self._write(conn, batch[:middle], written)
-        self._write(conn, batch[middle:], written)
+        self._write(conn, batch[:middle])
+        self._write(conn, batch[middle:])

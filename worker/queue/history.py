@@ -126,3 +126,8 @@ class History:
                 stop=sql.Literal((start + timedelta(days=1)).isoformat()),
             )
         )
+
+
+def has_no_partition(exc: BaseException | None) -> bool:
+    """Whether a row of the history found no partition for its day."""
+    return isinstance(exc, psycopg.errors.CheckViolation) and "no partition of relation" in str(exc)

@@ -118,8 +118,3 @@ class JobTransaction:
         result = self._conn.pgconn.exec_(commands)
         if result.status != ExecStatus.COMMAND_OK and result.status != ExecStatus.TUPLES_OK:
             raise psycopg.errors.error_from_result(result, encoding=self._conn.info.encoding)
-
-
-def has_no_partition(exc: BaseException | None) -> bool:
-    """Whether a row of the history found no partition for its day."""
-    return isinstance(exc, psycopg.errors.CheckViolation) and "no partition of relation" in str(exc)

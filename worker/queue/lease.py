@@ -11,6 +11,7 @@ from uuid import UUID
 import psycopg
 
 from worker import clock, log
+from worker.queue.feed import Room
 from worker.queue.identity import uuid7
 from worker.queue.lease_statements import (
     FIND_DEAD,
@@ -42,6 +43,13 @@ class Look(NamedTuple):
     has_available: bool
     needs_rescue: bool
     others_run: bool
+
+
+class Beat(NamedTuple):
+    """A heartbeat under way; others count from when it was asked for, monotonic."""
+
+    asked_at: float
+    cursor: psycopg.Cursor[Any]
 
 
 def application_name(worker_id: UUID) -> str:
@@ -91,14 +99,25 @@ class Lease:
         self._registered_at = self._renewed_at = clock.monotonic()
         self._execute(conn, REGISTER_WORKER, self._row)
 
-    def renew(self, conn: psycopg.Connection[Any], queues: Sequence[str], actors: Sequence[str]) -> Look | None:
+    def renew(self, conn: psycopg.Connection[Any], served: Sequence[Room]) -> Look | None:
         """The heartbeat; None when this worker was declared dead and its jobs are others' by now."""
+        return self.hear(self.beat(conn, served))
+
+    def beat(self, conn: psycopg.Connection[Any], served: Sequence[Room]) -> Beat:
+        """The same for a pipeline: `hear` it when that is synced."""
+        parameters = {
+            "worker": self.worker_id,
+            "queues": sorted({queue for room in served for queue in room.queues}),
+            "actors": sorted({actor for room in served for actor in (*room.actors, *room.holding)}),
+        }
         asked_at = clock.monotonic()
-        parameters = {"worker": self.worker_id, "queues": list(queues), "actors": list(actors)}
-        row = self._execute(conn, RENEW_LEASE, parameters).fetchone()
+        return Beat(asked_at, self._execute(conn, RENEW_LEASE, parameters))
+
+    def hear(self, beat: Beat) -> Look | None:
+        row = beat.cursor.fetchone()
         if row is None:
             return None
-        self._renewed_at = asked_at
+        self._renewed_at = beat.asked_at
         return Look(*row)
 
     def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:

@@ -119,8 +119,9 @@ TERMINATE_SESSIONS: LiteralString = """
       AND datname = current_database()
       AND usename = current_user"""
 
-# job_running. Rows that a session still locks are left for the next look. A job that took several workers with it is
-# quarantined instead of taking the next one as well.
+# job_running. Rows that a session still locks are left for the next look. A job that ran is suspected of having taken
+# its worker along, and one that took several is quarantined instead of taking the next one as well. One that was only
+# claimed ahead has nothing to do with it; in case it had just begun, it is not claimed ahead again.
 RESCUE_JOBS: LiteralString = """
     WITH lost AS (
         SELECT id
@@ -134,6 +135,7 @@ RESCUE_JOBS: LiteralString = """
         DELETE FROM {schema}.job AS job
         USING lost
         WHERE job.id = lost.id
+          AND NOT job.ahead
           AND job.crashes + 1 >= %(max_crashes)s
         RETURNING job.*
     ),
@@ -160,11 +162,13 @@ RESCUE_JOBS: LiteralString = """
     ),
     rescued AS (
         UPDATE {schema}.job AS job
-        SET state = 'available', token = job.token + 1, crashes = job.crashes + 1,
-            claimed_by = NULL, claimed_at = NULL
+        SET state = 'available', token = job.token + 1, claimed_by = NULL, claimed_at = NULL,
+            attempt = job.attempt - CASE WHEN job.ahead THEN 1 ELSE 0 END,
+            crashes = job.crashes + CASE WHEN job.ahead THEN 0 ELSE 1 END,
+            suspect_since = CASE WHEN job.ahead THEN job.suspect_since ELSE clock_timestamp() END
         FROM lost
         WHERE job.id = lost.id
-          AND job.crashes + 1 < %(max_crashes)s
+          AND (job.ahead OR job.crashes + 1 < %(max_crashes)s)
         RETURNING job.id
     )
     SELECT (SELECT count(*) FROM rescued), (SELECT count(*) FROM quarantined)"""

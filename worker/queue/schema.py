@@ -10,10 +10,9 @@ from typing import LiteralString, NamedTuple
 import psycopg
 from psycopg import sql
 
+from worker.config import SCHEMA_NAME, SETTINGS
 from worker.errors import ConfigError, SchemaError
 
-# Postgres cuts identifiers at 63 bytes, and the channel's name is the schema's with a suffix.
-_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _FILE = re.compile(r"(?P<version>\d{4})_(?P<name>\w+)\.sql")
 _SERVES = re.compile(r"-- serves: (\d+)\n")
 
@@ -79,10 +78,8 @@ class Schema:
     _rendered: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"schema {self.name!r}: expected a lower-case name of letters, digits and _ (at most 50 characters)"
-            )
+        if not SCHEMA_NAME.fullmatch(self.name):
+            raise ConfigError(f"schema {self.name!r}: expected {SETTINGS['schema'].expected}")
 
     @property
     def channels(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import psycopg
+import psycopg_pool
 from dramatiq.errors import BrokerConnectionError
 
 from worker.errors import SchemaError
@@ -36,7 +37,7 @@ class Place(Protocol):
     """What a send needs of its broker."""
 
     @property
-    def pool(self) -> Pool: ...
+    def lender(self) -> psycopg_pool.ConnectionPool[Any]: ...
 
     @property
     def schema(self) -> Schema: ...
@@ -58,8 +59,7 @@ def write(place: Place, jobs: Sequence[NewJob]) -> Standing:
         return insert(bound, place.schema, jobs)
     with _reaching(place, jobs):
         if place.dispatcher is None or len(jobs) >= COPY_FROM:
-            with place.pool.connection() as conn:
-                return insert(conn, place.schema, jobs)
+            return _borrow(place, jobs)
         for pause in _pauses():
             try:
                 with shield.get()():
@@ -82,9 +82,7 @@ async def write_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
         return await insert_async(delivery.view, place.schema, jobs)
     with _reaching(place, jobs):
         if place.dispatcher is None or len(jobs) >= COPY_FROM:
-            pool = await asyncio.to_thread(lambda: place.pool)  # which may have to be opened
-            async with pool.connection() as conn:
-                return await insert_async(conn, place.schema, jobs)
+            return await _borrow_async(place, jobs)
         for pause in _pauses():
             try:
                 return await _wait_for_async(_dispatch(place, place.dispatcher, jobs)) or {}
@@ -93,6 +91,20 @@ async def write_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
                     raise
             await asyncio.sleep(pause)
     raise AssertionError("the last pause is None")
+
+
+def _borrow(place: Place, jobs: Sequence[NewJob]) -> Standing:
+    with place.lender.connection() as conn:
+        return insert(conn, place.schema, jobs)
+
+
+async def _borrow_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
+    lender = await asyncio.to_thread(lambda: place.lender)  # which may have to be opened
+    if not isinstance(lender, Pool):
+        # One of the application's, which lends to threads only.
+        return await asyncio.to_thread(_borrow, place, jobs)
+    async with lender.connection() as conn:
+        return await insert_async(conn, place.schema, jobs)
 
 
 def _dispatch(place: Place, dispatcher: Dispatcher, jobs: Sequence[NewJob]) -> Future[Any]:

@@ -13,7 +13,7 @@ import psycopg
 from worker.queue.insertion import commits_by_itself, insert
 from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
-from worker.queue.statements import SETTLE_JOBS
+from worker.queue.statements import FINISH_JOBS, SETTLE_JOBS
 
 # The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
 _ERROR_LENGTH = 4000
@@ -47,6 +47,16 @@ class Settlement(NamedTuple):
     following: tuple[NewJob, ...] = ()
 
     @property
+    def is_bare(self) -> bool:
+        """Whether it says that the job is done and nothing else."""
+        return self.outcome is Outcome.DONE and self[3:] == (0.0, None, None, None, ())
+
+    @property
+    def is_one_statement(self) -> bool:
+        """Whether a single statement writes it, with any number of others, so that a pipeline can take it."""
+        return all(new.is_plain for new in self.following)
+
+    @property
     def makes_available(self) -> bool:
         """Whether a job can be claimed at once because of it."""
         returned = self.outcome in (Outcome.RETRY, Outcome.RELEASED) and self.delay <= 0
@@ -55,30 +65,37 @@ class Settlement(NamedTuple):
 
 def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]) -> set[UUID]:
     """
-    Write *settlements* in one statement, within the transaction of *conn* if it is in one.
+    Write *settlements* together, within the transaction of *conn* if it is in one.
 
     Returns:
         The ids whose token still held; of all others nothing was written: their lease is lost.
     """
-    # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
-    settlements = sorted(settlements, key=lambda settlement: (settlement.id, settlement.token))
-    following = [(settlement.id, new) for settlement in settlements for new in settlement.following]
-    parents = [(parent, new) for parent, new in following if new.is_plain]
-    special = [(parent, new) for parent, new in following if not new.is_plain]
-    with conn.transaction() if special and commits_by_itself(conn) else nullcontext():
-        owned = _settle(conn, schema, settlements, parents)
-        if special:
-            insert(conn, schema, [new for parent, new in special if parent in owned])
+    if all(settlement.is_one_statement for settlement in settlements):
+        return {row[0] for row in send_settlements(conn, schema, settlements)}
+    with conn.transaction() if commits_by_itself(conn) else nullcontext():
+        owned = {row[0] for row in send_settlements(conn, schema, settlements)}
+        following = [new for settlement in settlements if settlement.id in owned for new in settlement.following]
+        insert(conn, schema, [new for new in following if not new.is_plain])
         return owned
 
 
-def _settle(
-    conn: psycopg.Connection[Any],
-    schema: Schema,
-    settlements: Sequence[Settlement],
-    parents: Sequence[tuple[UUID, NewJob]],
-) -> set[UUID]:
-    rows = conn.execute(
+def send_settlements(
+    conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]
+) -> psycopg.Cursor[Any]:
+    """
+    The same in one statement, for a pipeline: what the cursor holds is read when the pipeline is synced.
+
+    What follows from a settlement and is not plain is left to `settle`, which asks whether the token held.
+    """
+    # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
+    settlements = sorted(settlements, key=lambda settlement: (settlement.id, settlement.token))
+    if all(settlement.is_bare for settlement in settlements):
+        # As text: a list of UUIDs costs psycopg more than the database.
+        ids = "{" + ",".join([str(settlement.id) for settlement in settlements]) + "}"
+        tokens = "{" + ",".join([str(settlement.token) for settlement in settlements]) + "}"
+        return conn.execute(schema.render(FINISH_JOBS).encode(), {"ids": ids, "tokens": tokens})
+    parents = [(settlement.id, new) for settlement in settlements for new in settlement.following if new.is_plain]
+    return conn.execute(
         schema.render(SETTLE_JOBS).encode(),
         {
             **schema.channels,
@@ -92,8 +109,7 @@ def _settle(
             "new_parents": [parent for parent, _ in parents],
             **columns([new for _, new in parents], prefix="new_"),
         },
-    ).fetchall()
-    return {row[0] for row in rows}
+    )
 
 
 def storable(error: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_origin, get_type_hints
 
 import msgspec
@@ -80,7 +81,7 @@ class Signature:
         _check_aliases(aliases or {}, binding, where)
         return cls(name, is_async, tuple(injected), arguments, unchecked, loose, aliases or {}, binding, decoder)
 
-    @property
+    @cached_property
     def takes_connection(self) -> bool:
         """Whether the job runs inside one transaction on an injected connection."""
         return any(kind in _CONNECTIONS for kind in self.injected)
@@ -186,14 +187,25 @@ class Signature:
             UnreadableJob: They do not fit, say because they were sent by an older or newer version of the job.
         """
         try:
-            given = self._binding.bind(*args, **self._renamed(kwargs)).arguments
+            # What was stored was bound when it was sent, so it has names already.
+            given = self._renamed(kwargs)
+            if args:
+                given = self._binding.bind(*args, **given).arguments
             struct = msgspec.convert(given, self.arguments)
         except (TypeError, OverflowError, msgspec.ValidationError) as exc:
             raise UnreadableJob(
-                f"job {self.name!r}: {exc}: it was sent by another version of the job, or by hand; it takes"
-                f" {self._binding}"
+                f"job {self.name!r}: {self._misfit(args, kwargs) or exc}: it was sent by another version of the job,"
+                f" or by hand; it takes {self._binding}"
             ) from None
-        return {name: getattr(struct, name) for name in self._binding.parameters}
+        return msgspec.structs.asdict(struct)
+
+    def _misfit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TypeError | None:
+        """Which argument is missing or too much, in Python's words."""
+        try:
+            self._binding.bind(*args, **self._renamed(kwargs))
+        except TypeError as exc:
+            return exc
+        return None
 
     def _renamed(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         if not any(old in kwargs for old in self.aliases):

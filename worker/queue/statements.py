@@ -34,7 +34,7 @@ INSERT_JOBS: LiteralString = """
         SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,
             due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
             message = excluded.message, enqueued_at = excluded.enqueued_at, token = job.token + 1, attempt = 0,
-            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL
+            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL, ahead = false, suspect_since = NULL
         RETURNING state
     )
     SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
@@ -44,36 +44,72 @@ INSERT_JOBS: LiteralString = """
 # Claim
 
 # job_available, once per queue: each queue's head is at hand however long the others are. SKIP LOCKED lets workers
-# pass each other; the CTE keeps the planner from locking twice; RETURNING keeps no order, so the last SELECT sorts.
+# pass each other; the CTEs keep the planner from locking twice; RETURNING keeps no order, so the last SELECT sorts.
+# Jobs that hold a connection have a limit of their own. A suspect is taken only alone, by a worker that is idle; for
+# ten seconds of each minute the others wait behind it, so that one becomes idle. What is not to be claimed ahead again
+# is not passed by either. A LIMIT of 0 costs nothing.
 CLAIM_JOBS: LiteralString = """
-    WITH due AS (
-        SELECT head.id
+    WITH head AS (
+        SELECT job.id, job.rank, job.wary, job.suspect, room.size,
+            row_number() OVER (PARTITION BY room.holds ORDER BY job.rank, job.id) AS nth
         FROM unnest(%(queues)s::text[]) AS served(queue)
+        CROSS JOIN (VALUES (true, %(checkouts)s::int), (false, %(limit)s::int)) AS room(holds, size)
         CROSS JOIN LATERAL (
-            SELECT job.id, job.rank
+            SELECT job.id, job.rank, job.ahead AS wary, job.suspect_since IS NOT NULL AS suspect
             FROM {schema}.job AS job
             WHERE job.queue = served.queue
               AND job.state = 'available'
-              AND job.actor = ANY(%(actors)s::text[])
+              AND job.actor = ANY(CASE WHEN room.holds THEN %(holding)s::text[] ELSE %(actors)s::text[] END)
+              AND (
+                job.suspect_since IS NULL
+                OR %(idle)s
+                OR extract(epoch FROM statement_timestamp() - job.suspect_since)::int %% 60 < 10
+              )
             ORDER BY job.rank, job.id
-            LIMIT %(limit)s
+            LIMIT room.size
             FOR UPDATE SKIP LOCKED
-        ) AS head
-        ORDER BY head.rank, head.id
-        LIMIT %(limit)s
+        ) AS job
+    ),
+    line AS (
+        SELECT id, wary, suspect, row_number() OVER (ORDER BY rank, id) AS place
+        FROM head
+        WHERE nth <= size
+    ),
+    due AS (
+        SELECT id, place > %(free)s AS ahead
+        FROM line
+        WHERE place <= %(limit)s
+          AND (
+            place < (
+                SELECT coalesce(min(place), 2147483647)
+                FROM line
+                WHERE suspect OR (wary AND place > %(free)s)
+            )
+            OR (place = 1 AND suspect AND %(idle)s)
+          )
     ),
     claimed AS (
         UPDATE {schema}.job AS job
-        SET state = 'running', token = job.token + 1, attempt = job.attempt + 1,
+        SET state = 'running', token = job.token + 1, attempt = job.attempt + 1, ahead = due.ahead,
             claimed_by = %(worker)s, claimed_at = clock_timestamp()
         FROM due
         WHERE job.id = due.id
         RETURNING job.id, job.token, job.queue, job.actor, job.attempt, job.rank, job.enqueued_at,
-            job.args::text AS args, job.options::text AS options, job.message
+            job.args::text AS args, job.options::text AS options, job.message, job.ahead,
+            job.suspect_since IS NOT NULL AS suspect,
+            extract(epoch FROM job.claimed_at - job.due_at)::float8 AS waited
     )
-    SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message
+    SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message, ahead, suspect, waited
     FROM claimed
     ORDER BY rank, id"""
+
+# job_pkey. What was claimed ahead and runs by now counts if this worker dies.
+MARK_BEGUN: LiteralString = """
+    UPDATE {schema}.job AS job
+    SET ahead = false
+    FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS begun(id, token)
+    WHERE job.id = begun.id
+      AND job.token = begun.token"""
 
 # job_scheduled. A thousand at a time, so that a wave of due jobs is not one long transaction. No clock_timestamp(): it
 # is volatile, so the index could not stop at it and every job for later would be read.
@@ -147,6 +183,8 @@ SETTLE_JOBS: LiteralString = """
             rank = settled.due_at + job.priority * interval '60 seconds',
             claimed_by = NULL,
             claimed_at = NULL,
+            ahead = false,
+            suspect_since = CASE WHEN settled.outcome = 'retry' THEN NULL ELSE job.suspect_since END,
             options = coalesce(settled.options::jsonb, job.options),
             message = coalesce(settled.message, job.message),
             error = coalesce(settled.error, job.error)
@@ -189,9 +227,26 @@ SETTLE_JOBS: LiteralString = """
     SELECT id, (SELECT count(*) FROM told)
     FROM owned"""
 
-# job_pkey. The same for the commonest case, one job that is done and that nothing follows from. It is sent in one
-# message with the COMMIT, which must not be reached when the fence has not held: then this fails, by a cast that
-# the message of the error shows.
+# job_pkey. The same for the commonest batch: jobs that are done, and that nothing follows from.
+FINISH_JOBS: LiteralString = """
+    WITH finished AS (
+        DELETE FROM {schema}.job AS job
+        USING unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS settled(id, token)
+        WHERE job.id = settled.id
+          AND job.token = settled.token
+        RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
+            job.claimed_by, job.args, job.error
+    )
+    INSERT INTO {schema}.job_history (
+        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args, error
+    )
+    SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by,
+        args, error
+    FROM finished
+    RETURNING id"""
+
+# job_pkey. The same for one such job, in its own transaction. It is sent in one message with the COMMIT, which must not
+# be reached when the fence has not held: then this fails, by a cast that the message of the error shows.
 FINISH_JOB: LiteralString = """
     WITH finished AS (
         DELETE FROM {schema}.job AS job

@@ -14,7 +14,8 @@ from worker.queue.actor import Job
 from worker.queue.binding import bind
 from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
-from worker.queue.job_transaction import JobTransaction, has_no_partition
+from worker.queue.history import has_no_partition
+from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement

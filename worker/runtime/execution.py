@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
@@ -21,6 +22,7 @@ from worker.queue.delivery import Delivery, describe
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.runtime.hooks import Hooks
+from worker.runtime.tally import Tally
 from worker.runtime.watchdog import Guard, Watchdog, clear_interrupt
 
 logger = log.get_logger(__name__)
@@ -38,23 +40,28 @@ class Ending(NamedTuple):
 class Execution:
     """Runs deliveries, one call of `run` for each; any number of threads at once."""
 
-    def __init__(self, broker: PostgresBroker, hooks: Hooks, watchdog: Watchdog, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, broker: PostgresBroker, hooks: Hooks, watchdog: Watchdog, dispatcher: Dispatcher, tally: Tally
+    ) -> None:
         self.watchdog = watchdog
         self._broker = broker
-        self._hooks = hooks
+        self.hooks = hooks
         self._dispatcher = dispatcher
+        self._tally = tally
 
     def run(self, claim: Claim) -> None:
         """Run a claimed job of a plain `def` from its hooks to its settlement, on this thread."""
         if (delivery := self._broker.deliver(claim)) is None:
             return
-        with log.bound_contextvars(**fields(claim)):
-            started = clock.monotonic()
-            try:
-                ending = self.prepare(delivery) or self._run_body(delivery)
-                self.conclude(delivery, ending, started)
-            except Exception as exc:
-                self.give_up(claim, exc, delivery)
+        unbound = log.fields.set(partial(fields, claim))
+        started = clock.monotonic()
+        try:
+            ending = self.prepare(delivery) or self._run_body(delivery)
+            self.conclude(delivery, ending, started)
+        except Exception as exc:
+            self.give_up(claim, exc, delivery)
+        finally:
+            log.fields.reset(unbound)
 
     def give_up(self, claim: Claim, exc: Exception, delivery: Delivery | None = None) -> None:
         """An error of ours, not of the job: say so, and let it run again later rather than stay here for ever."""
@@ -74,8 +81,9 @@ class Execution:
 
     def prepare(self, delivery: Delivery) -> Ending | None:
         """The before-hooks; an ending when the body must not run."""
+        self._tally.started(delivery.claim)
         try:
-            self._hooks.before("process_message", delivery)
+            self.hooks.before("process_message", delivery)
             if delivery.actor is None:
                 raise ActorNotFound(delivery.claim.actor)
         except (MiddlewareError, ActorNotFound) as exc:
@@ -87,9 +95,9 @@ class Execution:
         delivery.collecting = True
         if isinstance(ending.error, SkipMessage):
             delivery.stuff_exception(ending.error)
-            self._hooks.after("skip_message", delivery)
+            self.hooks.after("skip_message", delivery)
         elif ending.error is None:
-            self._hooks.after("process_message", delivery, result=ending.result)
+            self.hooks.after("process_message", delivery, result=ending.result)
         else:
             self._conclude_failure(delivery, ending.error)
         self._settle(delivery, clock.monotonic() - started)
@@ -127,7 +135,7 @@ class Execution:
             # Retries formats the exception that is being handled.
             raise error
         except BaseException as exc:
-            self._hooks.after("process_message", delivery, exception=exc)
+            self.hooks.after("process_message", delivery, exception=exc)
 
     def _settle(self, delivery: Delivery, duration: float) -> None:
         # Without a settlement the outermost hook never ran: it is not known what became of the job.
@@ -135,15 +143,16 @@ class Execution:
         settlement = delivery.settlement or unknown
         signal = "nack" if settlement.outcome is Outcome.DEAD else "ack"
         try:
-            self._hooks.before(signal, delivery)
+            self.hooks.before(signal, delivery)
         except MiddlewareError:
             logger.warning("job.ack_vetoed", reason="a settled job cannot be kept by a hook")
         delivery.scope.close()
         if delivery.settled:
             self._dispatcher.forget(delivery.claim)
         else:
-            self._dispatcher.settle(settlement)
-        self._hooks.after(signal, delivery)
+            self._dispatcher.settle(settlement, wake=False)
+        self.hooks.after(signal, delivery)
+        self._tally.ended(delivery.claim, settlement.outcome, duration)
         _report(delivery, settlement, duration)
 
 

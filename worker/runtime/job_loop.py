@@ -105,7 +105,7 @@ class JobLoop:
         # Hooks and body share one context of the job's own, entered by one of them at a time.
         context = contextvars.copy_context()
         started = clock.monotonic()
-        context.run(log.bind_contextvars, **fields(delivery.claim))
+        context.run(log.fields.set, functools.partial(fields, delivery.claim))
         try:
             ending: Ending | None = await self._in_hooks(context, self._execution.prepare, delivery)
             if ending is None:

@@ -1,37 +1,96 @@
-"""Signals: the first asks the worker to stop, the second to hurry, the third leaves; SIGUSR1 asks it to tell."""
+"""
+Signals: the first asks the worker to stop, the second to hurry, the third leaves; others ask it to do or tell.
+
+A handler runs between two steps of the main thread, which may just hold a lock; so it takes none. It notes the request
+and puts it on a queue that is made for that, and the main thread does the rest.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from types import FrameType
 
-from worker import log
+from worker import clock, log
 
 logger = log.get_logger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_TELLING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT)
+
+
+class StoppedEarly(BaseException):
+    """Raised in the main thread by the first request to stop, where nothing is lost by that: before any job runs."""
 
 
 class Stop:
-    """Whether and how urgently the process was asked to stop."""
+    """Whether and how urgently the process was asked to stop, and what else it was asked for."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
-        self.hurry = threading.Event()
-        self.report = threading.Event()
-        """Set by SIGUSR1: say in the log what the connections are used for."""
+        self.asked_at: float | None = None
+        """When the first request came, monotonic."""
+        self.hurry = False
+        """Whether a second one came."""
+        self._raises = False
+        self._requests: SimpleQueue[int] = SimpleQueue()
+        self._answers: dict[int, Callable[[], object]] = {}
 
-    def ask(self, signum: int) -> None:
-        """One more request."""
-        if self.hurry.is_set():
+    @property
+    def asked(self) -> bool:
+        return self.asked_at is not None
+
+    def on(self, signum: int, answer: Callable[[], object]) -> None:
+        """Call *answer* on the thread that waits, each time that *signum* comes."""
+        self._answers[signum] = answer
+
+    def ask(self, signum: int = signal.SIGTERM) -> None:
+        """One more request to stop."""
+        if self.hurry:
             os._exit(128 + signum)
-        if self.asked.is_set():
-            self.hurry.set()
-        self.asked.set()
+        self.hurry = self.asked
+        if self.asked_at is None:
+            self.asked_at = clock.monotonic()
+        self._requests.put(signum)
+        if self._raises:
+            self._raises = False
+            raise StoppedEarly
+
+    def tell(self, signum: int) -> None:
+        """A request for something else than to stop."""
+        self._requests.put(signum)
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep for *timeout* seconds, or until asked to stop: whether that is so. Answers other requests meanwhile."""
+        deadline = clock.monotonic() + timeout
+        while not self.asked:
+            try:
+                request = self._requests.get(timeout=max(0.0, deadline - clock.monotonic()))
+            except Empty:
+                break
+            if not self.asked and request in self._answers:
+                self._answers[request]()
+        return self.asked
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """
+        While the block lasts, a request to stop ends it at once.
+
+        Raises:
+            StoppedEarly: One came, now or before.
+        """
+        self._raises = True
+        try:
+            if self.asked:
+                raise StoppedEarly
+            yield
+        finally:
+            self._raises = False
+        if self.asked:
+            raise StoppedEarly  # the block has swallowed it
 
 
 @contextmanager
@@ -40,12 +99,12 @@ def stop_on_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def handle(signum: int, _: FrameType | None) -> None:
-        if signum == signal.SIGUSR1:
-            stop.report.set()
-        else:
+        if signum in _STOPPING:
             stop.ask(signum)
+        else:
+            stop.tell(signum)
 
-    before = {signum: signal.signal(signum, handle) for signum in _SIGNALS}
+    before = {signum: signal.signal(signum, handle) for signum in (*_STOPPING, *_TELLING)}
     try:
         yield stop
     finally:

@@ -1,31 +1,50 @@
-"""The feed: puts claimed jobs before the slots, never more than there are slots and connections for."""
+"""The slot feed: puts claimed jobs into slots, never more at once than there are slots and connections for."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 from dramatiq import Actor
 
-from worker import log
+from worker import clock, log
 from worker.errors import LeaseLost
 from worker.queue.actor import Job
 from worker.queue.broker import PostgresBroker
 from worker.queue.claim import Claim
-from worker.queue.dispatcher import Room
+from worker.queue.feed import Feed, Room
 from worker.runtime.job_loop import JobLoop, body_of
 from worker.runtime.job_threads import JobThreads
+from worker.runtime.lookahead import Lookahead
 from worker.runtime.watchdog import Watchdog
 
 logger = log.get_logger(__name__)
 
+# What has waited for a slot for so long is given back.
+_PATIENCE = 0.05
+# What was claimed ahead and has run for so long is no longer taken for a bystander should this worker die.
+_MARK_AFTER = 0.01
 
-class SlotFeed:
+
+class Run:
+    """A job in its slot."""
+
+    __slots__ = ("claim", "holds", "marked", "started_at")
+
+    def __init__(self, claim: Claim, *, holds: bool) -> None:
+        self.claim = claim
+        self.holds = holds  # a connection, from beginning to end
+        self.marked = not claim.ahead  # as running, in the database
+        self.started_at = clock.monotonic()
+
+
+class SlotFeed(Feed):
     """
     Admits jobs against two limits: *slots* for all of them, *checkouts* for those that take a connection.
 
-    Nothing is claimed ahead of a free slot, so that no job waits here while another worker is idle.
+    What is claimed ahead of a slot waits in a line, in the order of its claim, for moments: then it is given back.
     """
 
     def __init__(
@@ -36,7 +55,9 @@ class SlotFeed:
         self._checkouts = checkouts
         self._queues = queues
         self._lock = threading.Lock()
-        self._running: dict[tuple[UUID, int], bool] = {}  # whether it takes a connection
+        self._running: dict[tuple[UUID, int], Run] = {}
+        self._line: deque[tuple[float, Claim]] = deque()
+        self._lookahead = Lookahead()
         self._threads: JobThreads | None = None
         self._loop: JobLoop | None = None
         self._watchdog: Watchdog | None = None
@@ -46,6 +67,8 @@ class SlotFeed:
     def connect(self, threads: JobThreads, loop: JobLoop, watchdog: Watchdog) -> None:
         """Open the slots: before this there is no room."""
         self._threads, self._loop, self._watchdog = threads, loop, watchdog
+        if self._broker.dispatcher is not None:
+            self._broker.dispatcher.wake()
 
     @property
     def queues(self) -> list[str]:
@@ -59,56 +82,135 @@ class SlotFeed:
 
     # Called by the dispatcher
 
-    def rooms(self) -> Iterator[Room]:
-        """First for jobs that take a connection, then for the rest; each sees what the one before has filled."""
+    def rooms(self) -> list[Room]:
         actors = dict(self._broker.actors)
-        queues = self.queues
+        with self._lock:
+            free, ahead, checkouts = self._free()
+            idle = not self._running and not self._line
+        limit = free + ahead
         if self._slots <= self._checkouts:
-            yield Room(queues, _names(actors, lambda _: True), self._free())
-            return
-        yield Room(queues, _names(actors, takes_connection), self._free(with_connection=True))
-        yield Room(queues, _names(actors, lambda actor: not takes_connection(actor)), self._free())
+            return [Room(self.queues, _names(actors, lambda _: True), limit, free, idle=idle)]
+        holding = _names(actors, takes_connection)
+        others = _names(actors, lambda actor: not takes_connection(actor))
+        return [Room(self.queues, others, limit, free, holding, checkouts, idle)]
 
     def put(self, claims: list[Claim]) -> None:
-        assert self._threads is not None  # noqa: S101  # there was no room before
-        assert self._loop is not None  # noqa: S101
-        for claim in claims:
-            actor = self._broker.actors.get(claim.actor)
-            with self._lock:
-                self._running[claim.proof] = actor is not None and takes_connection(actor)
-                self.idle.clear()
-            if actor is not None and body_of(actor) is not None:
-                self._loop.start(claim)
-            else:
-                self._threads.start(claim)
+        now = clock.monotonic()
+        with self._lock:
+            self._line.extend((now, claim) for claim in claims)
+            admitted = self._admit()
+        for claim in admitted:
+            self._start(claim)
 
     def lost(self, claims: list[Claim]) -> None:
         logger.error("worker.leases_lost", jobs=len(claims))
         gone = {claim.proof for claim in claims}
+        with self._lock:
+            waiting = [claim for _, claim in self._line if claim.proof in gone]
+            self._line = deque(entry for entry in self._line if entry[1].proof not in gone)
+        for claim in waiting:
+            self._forget(claim)
         if self._watchdog is not None:
             self._watchdog.interrupt(LeaseLost, lambda delivery: delivery.claim.proof in gone)
 
-    # Called by the slots
+    def overdue(self) -> list[Claim]:
+        late = clock.monotonic() - _PATIENCE
+        claims = []
+        with self._lock:
+            while self._line and self._line[0][0] <= late:
+                claims.append(self._line.popleft()[1])
+            if claims:
+                self._lookahead.was_late()
+        return claims
+
+    def begun(self) -> list[Claim]:
+        late = clock.monotonic() - _MARK_AFTER
+        with self._lock:
+            runs = [run for run in self._running.values() if not run.marked and run.started_at <= late]
+            for run in runs:
+                run.marked = True
+        return [run.claim for run in runs]
+
+    @property
+    def look_at(self) -> float:
+        with self._lock:
+            unmarked = [run.started_at + _MARK_AFTER for run in self._running.values() if not run.marked]
+            waiting = [self._line[0][0] + _PATIENCE] if self._line else []
+        return min([*unmarked, *waiting], default=float("inf"))
+
+    # Called by the slots, and by the drain
 
     def finished(self, claim: Claim) -> None:
         """The slot of *claim* is free."""
         with self._lock:
-            self._running.pop(claim.proof, None)
+            run = self._running.pop(claim.proof, None)
+            if run is not None:
+                self._lookahead.ran(clock.monotonic() - run.started_at)
+            admitted = self._admit()
             if not self._running:
                 self.idle.set()
+        for one in admitted:
+            self._start(one)
         if self._broker.dispatcher is not None:
             self._broker.dispatcher.wake()
+
+    def take_back(self) -> list[Claim]:
+        """Everything that waits for a slot."""
+        with self._lock:
+            claims = [claim for _, claim in self._line]
+            self._line.clear()
+        return claims
+
+    def running(self) -> list[Claim]:
+        """The jobs that are in a slot."""
+        with self._lock:
+            return [run.claim for run in self._running.values()]
+
+    @property
+    def num_slots(self) -> int:
+        return self._slots
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
-    def _free(self, *, with_connection: bool = False) -> int:
-        if self._threads is None:
-            return 0
-        with self._lock:
-            free = self._slots - len(self._running)
-            return min(free, self._checkouts - sum(self._running.values())) if with_connection else free
+    def _free(self) -> tuple[int, int, int]:
+        """How many jobs can start now, how many may be claimed ahead, and how many that take a connection can start."""
+        runs = list(self._running.values())
+        if self._threads is None or any(run.claim.suspect for run in runs):
+            return 0, 0, 0
+        free = self._slots - len(runs) - len(self._line)
+        # Where a job may find a slot and no connection, the line would not be one.
+        if self._slots > self._checkouts:
+            return max(0, free), 0, max(0, min(free, self._checkouts - sum(run.holds for run in runs)))
+        recent = clock.monotonic() - _PATIENCE
+        quick = self._slots - sum(run.started_at < recent for run in runs)
+        waiting = max(0, -free)
+        return max(0, free), max(0, self._lookahead.size(quick) - waiting), 0
+
+    def _forget(self, claim: Claim) -> None:
+        if self._broker.dispatcher is not None:
+            self._broker.dispatcher.forget(claim)
+
+    def _admit(self) -> list[Claim]:
+        """Give the free slots to the first in the line."""
+        admitted = []
+        while self._line and len(self._running) < self._slots:
+            _, claim = self._line.popleft()
+            actor = self._broker.actors.get(claim.actor)
+            self._running[claim.proof] = Run(claim, holds=actor is not None and takes_connection(actor))
+            self.idle.clear()
+            admitted.append(claim)
+        return admitted
+
+    def _start(self, claim: Claim) -> None:
+        assert self._threads is not None  # noqa: S101  # there was no room before
+        assert self._loop is not None  # noqa: S101
+        actor = self._broker.actors.get(claim.actor)
+        if actor is not None and body_of(actor) is not None:
+            self._loop.start(claim)
+        else:
+            self._threads.start(claim)
 
 
 def takes_connection(actor: Actor[..., object]) -> bool:

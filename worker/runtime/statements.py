@@ -23,3 +23,22 @@ WRITE_CHECKOUTS: LiteralString = """
     UPDATE {schema}.worker
     SET checkouts = %(checkouts)s, answered_at = clock_timestamp()
     WHERE id = %(worker)s"""
+
+# Everything else of this worker waits meanwhile; and reading a whole table is what the dispatcher's session avoids.
+COUNT_TIMEOUT: LiteralString = """
+    SELECT set_config('statement_timeout', '1s', true), set_config('enable_seqscan', 'on', true)"""
+
+# The whole hot table, which is as small as the work that waits. No row but for the oldest live worker: what all would
+# tell, Prometheus would add up.
+COUNT_QUEUES: LiteralString = """
+    SELECT queue, available::int, scheduled::int, running::int, oldest_seconds
+    FROM {schema}.queue_depth
+    WHERE %(worker)s = (
+        SELECT id
+        FROM {schema}.worker
+        WHERE lost_at IS NULL
+          AND heartbeat_at > now() - make_interval(secs => lease)
+        ORDER BY started_at, id
+        LIMIT 1
+    )
+    ORDER BY queue"""

@@ -40,20 +40,21 @@ class Guard:
         self._over = False
         self._shields = 0
         self._put_off = False
-        self._complete = threading.Event()
+        self._complete: threading.Event | None = None  # made by the one in many that fires
 
     def fire(self, reason: type[Interrupt], pool: Pool) -> bool:
         """Interrupt the body and cancel what its connections are doing; False when it is over already."""
-        self.delivery.stopping.set()
+        self.delivery.stop()
         with self._lock:
             if self._over or self.reason is not None:
                 return False
             self.reason = reason
+            complete = self._complete = threading.Event()
             if self._shields:
                 self._put_off = True
             else:
                 self._interrupt(reason)
-        self._cancel(pool)
+        self._cancel(pool, complete)
         return True
 
     def cancel_again(self, pool: Pool) -> bool:
@@ -64,18 +65,19 @@ class Guard:
         within psycopg hears of no interrupt before its statement ends.
         """
         with self._lock:
-            if self._over or self.met:
+            if self._over or self.met or self._complete is None:
                 return False
-            self._complete.clear()
-        self._cancel(pool)
+            complete = self._complete
+            complete.clear()
+        self._cancel(pool, complete)
         return True
 
-    def _cancel(self, pool: Pool) -> None:
+    def _cancel(self, pool: Pool, complete: threading.Event) -> None:
         try:
             # By holder, which covers the injected connection and what the body took from the pool by itself.
             pool.cancel(self.delivery.holder, timeout=_CANCEL_TIMEOUT)
         finally:
-            self._complete.set()
+            complete.set()
 
     def disarm(self) -> bool:
         """Give up the right; False when it was used: then wait for `complete`."""
@@ -101,7 +103,8 @@ class Guard:
 
     def wait_complete(self) -> None:
         """Until an interrupt that has begun is over, whatever the network does."""
-        self._complete.wait(_CANCEL_TIMEOUT * 2)
+        if self._complete is not None:
+            self._complete.wait(_CANCEL_TIMEOUT * 2)
 
 
 class Watchdog:

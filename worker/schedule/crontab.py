@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC
-
-from apscheduler.triggers.cron import CronTrigger
+from datetime import datetime
 
 from worker.errors import ConfigError
+from worker.schedule.calendar import LAST, Calendar
 
 MACROS = {
     "@hourly": "0 * * * *",
@@ -23,21 +22,24 @@ MACROS = {
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LAST_DAY = ("l", "last")
-_LONGEST = {2: 29, 4: 30, 6: 30, 9: 30, 11: 30}  # days of the months that lack some; every date meets every weekday
+# Where the search for a first date begins; the calendar repeats after 400 years.
+_ANY_TIME = datetime(2000, 1, 1)  # noqa: DTZ001  # wall-clock time, of no zone
 
 # Digits are spelt out because \d also takes other alphabets'; four are plenty, and int() refuses thousands of them.
 _VALUE = r"[0-9]{1,4}|[a-z]{3}"
 _ITEM = re.compile(rf"(?:\*|(?P<first>{_VALUE})(?:-(?P<last>{_VALUE}))?)(?:/(?P<step>[0-9]{{1,4}}))?")
+_NTH = re.compile(rf"(?P<weekday>{_VALUE})(?:#(?P<count>[1-5])|l)")
 
 # What other dialects mean by texts that this one refuses, the first match wins.
 _FOREIGN = (
     (re.compile(r".*[?].*"), "'?' belongs to Quartz, write '*'"),
-    (re.compile(r".*#.*"), "the nth weekday of a month is not offered, let the job return early in the other weeks"),
-    (re.compile(r"([0-9]+|l)w"), "the weekday nearest to a date is not offered, write the dates"),
+    (re.compile(r"([0-9]+|l)w"), "W, the weekday nearest to a date, is not offered, write the dates"),
     (re.compile(r"h(\(.*\))?(/.*)?"), "'H' belongs to Jenkins, write a number"),
+    (re.compile(r".*-.*#.*"), "'#' counts one weekday, write mon#2,tue#2"),
+    (re.compile(r".*#.*"), "'#' counts a weekday within the month, in the weekday field only: fri#1 to fri#5, or friL"),
     (
-        re.compile(r"l(-[0-9]+)?|last.*|.*[0-9]l"),
-        "L and last mean the last day of the month: alone, in the day field only",
+        re.compile(r"l(-[0-9]+)?|last.*|([0-9]+|[a-z]{3})l"),
+        "L means the last day of the month, alone in the day field, or behind a weekday the last of it: friL or 5L",
     ),
 )
 
@@ -65,7 +67,7 @@ MINUTE = Field("minute", 0, 59, "0-59")
 HOUR = Field("hour", 0, 23, "0-23")
 DAY = Field("day", 1, 31, "1-31, or L for the last day of the month")
 MONTH = Field("month", 1, 12, "1-12 or jan-dec", _MONTHS)
-WEEKDAY = Field("weekday", 0, 7, "0-7 (0 and 7 are Sunday) or sun-sat", _WEEKDAYS, wraps=True)
+WEEKDAY = Field("weekday", 0, 7, "0-7 (0 and 7 are Sunday) or sun-sat, fri#2 or friL", _WEEKDAYS, wraps=True)
 FIVE = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
 SIX = (SECOND, *FIVE)
 
@@ -73,56 +75,18 @@ SIX = (SECOND, *FIVE)
 @dataclass(frozen=True)
 class Crontab:
     """
-    A crontab text that was understood: which wall-clock times it names, in no particular zone.
+    A crontab text that was understood.
 
     Attributes:
         text: As written, blanks made single; macros stay macros.
-        last_day: The last day of each month belongs to `days`.
-        day_or_weekday: A date needs one of the two, because both are restricted; else it needs both.
+        calendar: Which wall-clock times it names, in no particular zone.
         elapsed: Minute or hour start with `*`: the schedule follows elapsed time through a change of the clock
             (Vixie cron's rule); all others follow the wall clock.
     """
 
     text: str
-    seconds: tuple[int, ...]
-    minutes: tuple[int, ...]
-    hours: tuple[int, ...]
-    days: tuple[int, ...]
-    months: tuple[int, ...]
-    weekdays: tuple[int, ...]
-    last_day: bool
-    day_or_weekday: bool
+    calendar: Calendar
     elapsed: bool
-
-    @property
-    def has_dates(self) -> bool:
-        """Whether any month has one of the days: 30 February never comes."""
-        return self.last_day or any(day <= _LONGEST.get(month, 31) for month in self.months for day in self.days)
-
-    def calendars(self) -> tuple[CronTrigger, ...]:
-        """
-        Wall-clock calendars, labelled UTC, that together name every tick; a tick may be in both.
-
-        APScheduler joins day and weekday by AND, so cron's OR takes two calendars.
-        """
-        days = ",".join(filter(None, (_listed(self.days, DAY), "last" if self.last_day else "")))
-        weekdays = "*" if len(self.weekdays) == len(_WEEKDAYS) else ",".join(_WEEKDAYS[day] for day in self.weekdays)
-        if not self.day_or_weekday:
-            return (self._calendar(days, weekdays),)
-        by_weekday = self._calendar("*", weekdays)
-        # A calendar of dates that never come would search until the year 9999, each time.
-        return (by_weekday, self._calendar(days, "*")) if self.has_dates else (by_weekday,)
-
-    def _calendar(self, days: str, weekdays: str) -> CronTrigger:
-        return CronTrigger(
-            second=_listed(self.seconds, SECOND),
-            minute=_listed(self.minutes, MINUTE),
-            hour=_listed(self.hours, HOUR),
-            day=days,
-            month=_listed(self.months, MONTH),
-            day_of_week=weekdays,
-            timezone=UTC,
-        )
 
 
 def parse(text: str, *, seconds: bool = False) -> Crontab:
@@ -130,13 +94,15 @@ def parse(text: str, *, seconds: bool = False) -> Crontab:
     Understand *text*: five fields (minute hour day month weekday) or a macro such as `@daily`.
 
     Lists, ranges, steps and English three-letter names, as in Vixie cron (crontab(5)); `fri-mon` wraps; a date needs
-    day OR weekday when neither starts with `*`.
+    day OR weekday when neither starts with `*`. `L` is the last day of the month, `fri#2` its second Friday, `friL`
+    its last one.
 
     Args:
         seconds: There are six fields and the first is the second.
 
     Raises:
-        ConfigError: Anything else; the message points at the field, the value, and says what is allowed.
+        ConfigError: Anything else, also a text that names no date that ever comes; the message points at the field,
+            the value, and says what is allowed.
     """
     if not isinstance(text, str):
         raise ConfigError(f"cron {text!r} is of type {type(text).__name__}, expected a text such as '0 3 * * *'")
@@ -149,24 +115,30 @@ def parse(text: str, *, seconds: bool = False) -> Crontab:
     ]
     second, minutes, hours, days, months, weekdays = numbers if seconds else [(0,), *numbers]
     minute, hour, day, _, weekday = values[-5:]
-    crontab = Crontab(
-        text=written,
+    calendar = Calendar(
         seconds=second,
         minutes=minutes,
         hours=hours,
         days=days,
         months=months,
         weekdays=weekdays,
-        last_day=any(item.lower() in _LAST_DAY for item in day.split(",")),
-        day_or_weekday=not day.startswith("*") and not weekday.startswith("*"),
-        elapsed=minute.startswith("*") or hour.startswith("*"),
+        last_day=any(item in _LAST_DAY for item in day.lower().split(",")),
+        nth=tuple(sorted(filter(None, map(_nth, weekday.lower().split(","))))),
+        either=not day.startswith("*") and not weekday.startswith("*"),
     )
-    if not crontab.has_dates and not crontab.day_or_weekday:
-        raise ConfigError(
-            f"cron {written!r} would never run: no month in field {len(values) - 1} (month) has a day of field"
-            f" {len(values) - 2} (day), {day!r}; February has at most 29 days, April, June, September, November 30"
-        )
-    return crontab
+    if calendar.after(_ANY_TIME) is None:
+        raise ConfigError(_never(written, day, weekday, position=len(values) - 2))
+    return Crontab(written, calendar, elapsed=minute.startswith("*") or hour.startswith("*"))
+
+
+def _never(written: str, day: str, weekday: str, *, position: int) -> str:
+    month = f"no month in field {position + 1} (month)"
+    if weekday == "*":
+        why = f"{month} has a day of field {position} (day), {day!r}"
+        lengths = "February has at most 29 days, April, June, September, November 30"
+        return f"cron {written!r} would never run: {why}; {lengths}"
+    both = f"has a date of field {position} (day), {day!r}, that is in field {position + 2} (weekday), {weekday!r}"
+    return f"cron {written!r} would never run: {month} {both}; without a '*' in front either of the two is enough"
 
 
 def _split(written: str, fields: tuple[Field, ...]) -> list[str]:
@@ -198,7 +170,7 @@ def _macro_hint(lowered: str) -> str:
 def _numbers(written: str, position: int, field: Field, value: str) -> tuple[int, ...]:
     found: set[int] = set()
     for item in value.split(","):
-        if field is DAY and item.lower() in _LAST_DAY:
+        if (field is DAY and item.lower() in _LAST_DAY) or (field is WEEKDAY and _nth(item.lower())):
             continue
         try:
             found.update(_item(field, item.lower()))
@@ -211,6 +183,15 @@ def _numbers(written: str, position: int, field: Field, value: str) -> tuple[int
     return tuple(sorted({number % 7 for number in found} if field is WEEKDAY else found))
 
 
+def _nth(item: str) -> tuple[int, int] | None:
+    """The weekday of `fri#2`, `5#2`, `friL` or `5L` and its count within the month; None for anything else."""
+    match = _NTH.fullmatch(item)
+    weekday = None if match is None else WEEKDAY.number(match["weekday"])
+    if match is None or weekday is None:
+        return None
+    return weekday % 7, int(match["count"] or LAST)
+
+
 def _item(field: Field, item: str) -> range:
     match = _ITEM.fullmatch(item)
     if match is None:
@@ -219,6 +200,8 @@ def _item(field: Field, item: str) -> range:
     if match["step"] is None:
         return range(low, high + 1)
     step = int(match["step"])
+    if low == high:
+        raise ValueError("a range of one value has no use for a step")
     if not 1 <= step <= high - low:
         raise ValueError(f"step {step} is outside 1-{high - low}, the steps that meet {low}-{high} more than once")
     return range(low, high + 1, step)
@@ -255,8 +238,3 @@ def _stranger(field: Field, item: str) -> str:
     if item[:3] in field.names:
         return f"names have three letters, write {item[:3]}"
     return f"{item!r} is not understood" if item else "nothing stands between the commas"
-
-
-def _listed(numbers: tuple[int, ...], field: Field) -> str:
-    everything = len(numbers) == field.high - field.low + 1
-    return "*" if everything else ",".join(map(str, numbers))

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, LiteralString
+from typing import Any, Literal
 from uuid import UUID
 
-from psycopg import Connection, Cursor
-from psycopg.rows import class_row, tuple_row
+from psycopg import Connection
 
+from worker.errors import NotFound, Refused
 from worker.queue.schema import Schema
 from worker.schedule import statements
 from worker.schedule.backlog import Entry, backlog
-from worker.schedule.declaration import Schedule, Terms
+from worker.schedule.declaration import Schedule
+from worker.schedule.jitter import jitter
+from worker.schedule.rows import Row, Rows
 
-# Puts the schedule's job into the queue, in the transaction of the connection given, and returns the job's id.
-Enqueue = Callable[[Connection[Any], Schedule, datetime], UUID]
+# Puts the schedule's job into the queue, in the transaction of the connection given and due after so many seconds, and
+# returns the job's id.
+Enqueue = Callable[[Connection[Any], Schedule, datetime, float], UUID]
 
-# What a declaration did to the row.
-Declared = Literal["added", "changed", "confirmed"]
-
-# A process confirms its terms this often ...
-CONFIRM_EVERY = 5.0
-# ... and terms that nobody confirmed for so long belong to processes that are gone: a living one declares its own.
-ABANDONED_AFTER = 30.0
+# Days that the ledger remembers; longer than any tick stays undecided while one worker runs.
+KEEP = 30 * 86400.0
 
 # How many of its jobs may live before a tick is skipped.
 _MAX_LIVE: dict[str, int | None] = {"allow": None, "skip": 1, "queue_one": 2}
 # Under "allow" a stuck queue lets them grow without end, and each fire rewrites the list.
 _MAX_JOB_IDS = 1000
+# Rows of the ledger forgotten in one statement.
+_FORGET = 2000
 
 
 @dataclass(frozen=True)
@@ -39,53 +39,22 @@ class Pass:
     What one look at a schedule decided.
 
     Attributes:
-        now: The database's time, by which ticks were found due; None when the schedule is not in the database.
+        now: The database's time, by which ticks were found due; None when the schedule was not read.
         entries: The decided ticks, oldest first, as the ledger has them from this transaction's commit on.
         more: More ticks are due than one transaction takes: look again.
-        refused: Why nothing was decided: the schedule is `undeclared`, or its row has other terms than ours (`stale`).
+        refused: Why nothing was decided: there is no such row or somebody else has it locked (`locked`), or it has
+            other terms than ours (`stale`).
     """
 
     now: datetime | None = None
     entries: tuple[Entry, ...] = ()
     more: bool = False
-    refused: Literal["undeclared", "stale"] | None = None
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Of the schedules looked at: those with due ticks, and those whose row is missing or abandoned by other terms."""
-
-    due: tuple[Schedule, ...]
-    orphaned: tuple[Schedule, ...]
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    spec: str
-    tz: str
-    actor: str
-    missed: str
-    overlap: str
-    grace: float
-    last_tick: datetime
-    job_ids: list[UUID]
-    paused_at: datetime | None
-    confirmed_at: datetime
-    now: datetime
-
-    @property
-    def terms(self) -> Terms:
-        return Terms(self.spec, self.tz, self.actor, self.missed, self.overlap, self.grace)
-
-    @property
-    def abandoned(self) -> bool:
-        return (self.now - self.confirmed_at).total_seconds() > ABANDONED_AFTER
+    refused: Literal["locked", "stale"] | None = None
 
 
 class Ledger:
     """
-    The schedules and ticks in the database.
+    The ticks in the database, and what became of them.
 
     Each method works inside the caller's transaction, which must be READ COMMITTED: under a stricter level a tick would
     not see the job of the tick before. *now* replaces the database's clock, for tests.
@@ -96,124 +65,145 @@ class Ledger:
 
     def __init__(self, enqueue: Enqueue, *, schema: Schema) -> None:
         self._enqueue = enqueue
-        self._schema = schema
-
-    def declare(
-        self, conn: Connection[Any], schedule: Schedule, *, takeover: bool = False, now: datetime | None = None
-    ) -> Declared:
-        """
-        Make the database's row say what the code says; the last to declare wins.
-
-        A new schedule, and one whose spec or zone changed, begins at this moment: it does not fire its past.
-
-        Args:
-            takeover: Only replace terms that were abandoned, and begin when they were last confirmed: this process ran
-                since then, so no tick falls between two deploys. Terms that are alive are left alone.
-        """
-        terms: dict[str, Any] = {"name": schedule.name, "now": now, **schedule.terms._asdict()}
-        with conn.cursor() as cur:
-            added = cur.execute(self._sql(statements.ADD_SCHEDULE), terms).rowcount == 1
-            row = self._lock(conn, schedule, now)
-            if added or row is None:
-                return "added"
-            if row.terms == schedule.terms or (takeover and not row.abandoned):
-                self._confirm(cur, [row] if row.terms == schedule.terms else [])
-                return "confirmed"
-            same_ticks = (row.spec, row.tz) == (schedule.spec, schedule.tz)
-            begins = row.last_tick if same_ticks else row.confirmed_at if takeover else row.now
-            cur.execute(self._sql(statements.REDECLARE_SCHEDULE), {**terms, "last_tick": begins, "now": row.now})
-            return "changed"
-
-    def survey(self, conn: Connection[Any], schedules: Iterable[Schedule], *, now: datetime | None = None) -> Survey:
-        """Find the schedules that need a pass or a declaration, and confirm that our terms are alive; locks nothing."""
-        mine = {schedule.name: schedule for schedule in schedules}
-        with conn.cursor(row_factory=class_row(_Row)) as cur:
-            cur.execute(self._sql(statements.LOOK_AT_SCHEDULES), {"names": list(mine), "now": now})
-            rows = {row.name: row for row in cur}
-            ours = [row for row in rows.values() if row.terms == mine[row.name].terms]
-            self._confirm(cur, ours)
-        due = [mine[row.name] for row in ours if mine[row.name].trigger.after(row.last_tick) <= row.now]
-        stale = [row.name for row in rows.values() if row not in ours and not row.abandoned]
-        kept = {row.name for row in ours}.union(stale)
-        return Survey(tuple(due), tuple(schedule for name, schedule in mine.items() if name not in kept))
+        self._rows = Rows(schema)
 
     def advance(self, conn: Connection[Any], schedule: Schedule, *, now: datetime | None = None) -> Pass:
         """
         Decide every tick of *schedule* that is due and undecided, and enqueue the jobs of those that fire.
 
         All of them, not only the one that somebody's timer went off for: a tick that another process failed to decide
-        is never stepped over. Nothing is due before the database's clock says so. A second call finds nothing.
+        is never stepped over. Nothing is due before the database's clock says so. A second call finds nothing. It never
+        waits for a row that somebody else holds.
         """
-        row = self._lock(conn, schedule, now)
-        if row is None:
-            return Pass(refused="undeclared")
-        utc_now = row.now.astimezone(UTC)
-        if row.terms != schedule.terms:
-            return Pass(utc_now, refused="stale")
-        due = backlog(schedule, last_tick=row.last_tick, now=utc_now, paused=row.paused_at is not None)
-        if not due.entries:
-            return Pass(utc_now)
-        live, decided = self._find_decided(conn, row, due.entries)
-        entries = [
-            self._fire(conn, schedule, entry, live) if entry.outcome in ("fired", "late") else entry
-            for entry in due.entries
-            if entry.tick not in decided
+        return self.advance_all(conn, [schedule], now=now)[0]
+
+    def advance_all(
+        self, conn: Connection[Any], schedules: Sequence[Schedule], *, now: datetime | None = None
+    ) -> list[Pass]:
+        """Like `advance` for each of *schedules*, in as few exchanges with the server as for one."""
+        rows = self._rows.lock_all(conn, [schedule.name for schedule in schedules], now)
+        passes = [_look(schedule, row) for schedule, row in zip(schedules, rows, strict=True)]
+        due = [
+            (schedule, row, number)
+            for number, (schedule, row) in enumerate(zip(schedules, rows, strict=True))
+            if row is not None and passes[number].entries
         ]
-        self._record(conn, schedule, entries)
-        self._move_on(conn, row, due.entries[-1], live)
-        return Pass(utc_now, tuple(entries), due.more)
+        if not due:
+            return passes
+        found = self._rows.find_all_decided(conn, [(row, passes[number].entries) for _, row, number in due])
+        # Only what is written: what anything above found is known by now.
+        with conn.pipeline():
+            for (schedule, row, number), (live, decided) in zip(due, found, strict=True):
+                entries = passes[number].entries
+                decided_now = self._decide(conn, schedule, row, entries, live, decided)
+                passes[number] = replace(passes[number], entries=decided_now)
+        return passes
+
+    def _decide(
+        self,
+        conn: Connection[Any],
+        schedule: Schedule,
+        row: Row,
+        due: Sequence[Entry],
+        live: list[UUID],
+        decided: set[datetime],
+    ) -> tuple[Entry, ...]:
+        entries = tuple(
+            self._fire(conn, schedule, entry, live) if entry.outcome in ("fired", "late") else entry
+            for entry in due
+            if entry.tick not in decided
+        )
+        self._rows.record(conn, row, entries)
+        # `until` itself is not decided yet, only what comes before it.
+        last_tick = due[-1].until - timedelta(microseconds=1) if due[-1].until else due[-1].tick
+        self._move_on(conn, row, last_tick, live)
+        return entries
+
+    def run_now(
+        self, conn: Connection[Any], schedule: Schedule, *, force: bool = False, now: datetime | None = None
+    ) -> Entry:
+        """
+        Send the schedule's job now, also while it is paused; its ledger row is marked manual and moves no other tick.
+
+        Args:
+            force: Also when the jobs of earlier ticks still live and its overlap policy forbids another.
+
+        Raises:
+            NotFound: There is no such schedule in the database.
+            Refused: The overlap policy forbids it, or the schedule is disabled.
+        """
+        row = self._found(conn, schedule.name, now)
+        if row.disabled_at is not None:
+            raise Refused(
+                f"schedule {row.name!r} is disabled since {row.disabled_at:%Y-%m-%d %H:%M}: module {row.module!r} does"
+                " not declare it any more"
+            )
+        tick = row.now.astimezone(UTC)
+        live, _ = self._rows.find_decided(conn, row, ())
+        limit = _MAX_LIVE[row.overlap]
+        if limit is not None and len(live) >= limit and not force:
+            raise Refused(
+                f"schedule {row.name!r}: job {live[0]} of an earlier tick is not done, and its overlap policy is"
+                f" {row.overlap!r}: wait for it, or run with --force"
+            )
+        job_id = self._enqueue(conn, schedule, tick, 0.0)
+        entry = Entry(tick, "fired", 0.0, job_id=job_id, manual=True)
+        self._rows.record(conn, row, [entry])
+        self._move_on(conn, row, row.last_tick, [*live, job_id])
+        return entry
 
     def pause(self, conn: Connection[Any], name: str, *, now: datetime | None = None) -> bool:
         """Stop *name* from firing, in every process; its ticks are recorded as skipped. False: no such schedule."""
-        return conn.execute(self._sql(statements.PAUSE_SCHEDULE), {"name": name, "now": now}).rowcount == 1
+        return conn.execute(self._rows.sql(statements.PAUSE_SCHEDULE), {"name": name, "now": now}).rowcount == 1
 
     def resume(self, conn: Connection[Any], name: str, *, now: datetime | None = None) -> bool:
-        """Let *name* fire again from its next tick on; False when it was not paused."""
-        return conn.execute(self._sql(statements.RESUME_SCHEDULE), {"name": name, "now": now}).rowcount == 1
+        """
+        Let *name* fire again from its next tick on; False when it was not paused.
 
-    def _sql(self, statement: LiteralString) -> bytes:
-        return self._schema.render(statement).encode()
+        Ticks of the pause that no process was there to record are recorded as skipped.
+        """
+        row = self._rows.lock(conn, name, now, wait=True)
+        if row is None or row.paused_at is None:
+            return False
+        self._rows.close(conn, row, row.now, "paused")
+        conn.execute(self._rows.sql(statements.RESUME_SCHEDULE), {"name": name, "now": row.now})
+        return True
 
-    def _lock(self, conn: Connection[Any], schedule: Schedule, now: datetime | None) -> _Row | None:
-        with conn.cursor(row_factory=class_row(_Row)) as cur:
-            return cur.execute(self._sql(statements.LOCK_SCHEDULE), {"name": schedule.name, "now": now}).fetchone()
+    def forget(self, conn: Connection[Any], *, keep: float = KEEP, now: datetime | None = None) -> bool:
+        """Delete rows older than *keep* seconds, a few thousand at a time; True when there may be more."""
+        done = conn.execute(
+            self._rows.sql(statements.FORGET_TICKS), {"keep": keep, "now": now, "limit": _FORGET}
+        ).rowcount
+        return done == _FORGET
 
-    def _confirm(self, cur: Cursor[Any], rows: Sequence[_Row]) -> None:
-        names = [row.name for row in rows if (row.now - row.confirmed_at).total_seconds() > CONFIRM_EVERY]
-        if names:
-            cur.execute(
-                self._sql(statements.CONFIRM_SCHEDULES), {"names": names, "now": rows[0].now, "age": CONFIRM_EVERY}
-            )
-
-    def _find_decided(
-        self, conn: Connection[Any], row: _Row, entries: Sequence[Entry]
-    ) -> tuple[list[UUID], set[datetime]]:
-        with conn.cursor(row_factory=tuple_row) as cur:
-            cur.execute(
-                self._sql(statements.FIND_DECIDED),
-                {"name": row.name, "job_ids": row.job_ids, "ticks": [entry.tick for entry in entries]},
-            )
-            found = cur.fetchone()
-        living, decided = map(set, found) if found is not None else (set(), set())
-        return [job_id for job_id in row.job_ids if job_id in living], decided
+    def _found(self, conn: Connection[Any], name: str, now: datetime | None) -> Row:
+        row = self._rows.lock(conn, name, now, wait=True)
+        if row is None:
+            raise NotFound(f"schedule {name!r} is not in the database: a worker that declares it has not run yet")
+        return row
 
     def _fire(self, conn: Connection[Any], schedule: Schedule, entry: Entry, live: list[UUID]) -> Entry:
         limit = _MAX_LIVE[schedule.overlap]
         if limit is not None and len(live) >= limit:
             return replace(entry, outcome="skipped", reason="overlap")
-        job_id = self._enqueue(conn, schedule, entry.tick)
+        delay = max(0.0, jitter(schedule.name, entry.tick, schedule.jitter) - entry.lateness)
+        job_id = self._enqueue(conn, schedule, entry.tick, delay)
         live.append(job_id)
         return replace(entry, job_id=job_id)
 
-    def _record(self, conn: Connection[Any], schedule: Schedule, entries: Sequence[Entry]) -> None:
-        rows = [{**vars(entry), "schedule": schedule.name} for entry in entries]
-        with conn.cursor() as cur:
-            cur.executemany(self._sql(statements.RECORD_TICK), rows)
-
-    def _move_on(self, conn: Connection[Any], row: _Row, newest: Entry, live: Sequence[UUID]) -> None:
-        # `until` itself is not decided yet, only what comes before it.
-        last_tick = newest.until - timedelta(microseconds=1) if newest.until else newest.tick
+    def _move_on(self, conn: Connection[Any], row: Row, last_tick: datetime, live: Sequence[UUID]) -> None:
         conn.execute(
-            self._sql(statements.ADVANCE_SCHEDULE),
+            self._rows.sql(statements.ADVANCE_SCHEDULE),
             {"name": row.name, "last_tick": last_tick, "job_ids": list(live[-_MAX_JOB_IDS:]), "now": row.now},
         )
+
+
+def _look(schedule: Schedule, row: Row | None) -> Pass:
+    """What is due, before anybody asked which of it is decided and what still runs."""
+    if row is None:
+        return Pass(refused="locked")
+    now = row.now.astimezone(UTC)
+    if row.terms != schedule.terms or row.source != schedule.source or row.disabled_at is not None:
+        return Pass(now, refused="stale")
+    due = backlog(schedule, last_tick=row.last_tick, now=now, paused=row.paused_at is not None)
+    return Pass(now, due.entries, due.more)

@@ -8,32 +8,77 @@ from typing import LiteralString
 # same name and then does nothing; the conflict is on schedule_pkey.
 ADD_SCHEDULE: LiteralString = """
     INSERT INTO {schema}.schedule (
-        name, spec, tz, actor, missed, overlap, grace, last_tick, declared_at, confirmed_at
+        name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, revision,
+        last_tick, declared_at, confirmed_at
     )
     SELECT
-        %(name)s, %(spec)s, %(tz)s, %(actor)s, %(missed)s, %(overlap)s, %(grace)s, at, at, at
+        %(name)s, %(spec)s, %(tz)s, %(actor)s, %(missed)s, %(overlap)s, %(grace)s, %(jitter)s, %(args)s, %(source)s,
+        %(module)s, CASE WHEN %(source)s = 'database' THEN nextval('{schema}.schedule_revision') ELSE 0 END,
+        at, at, at
     FROM coalesce(%(now)s::timestamptz, clock_timestamp()) AS at
     ON CONFLICT ON CONSTRAINT schedule_pkey DO NOTHING"""
 
 # A statement of its own, before anything else is read: what follows then sees all that the holder before us committed.
-# One statement that also looked at the jobs would use the snapshot from before the wait, and two ticks behind one held
-# row would both find the schedule idle. The database's clock decides what is due; now() would be the transaction's
-# start. Uses schedule_pkey.
+# One statement that also looked at the jobs would use the snapshot from before a wait, and two ticks behind one held
+# row would both find the schedule idle. SKIP LOCKED: who holds the row decides the same ticks, and our connection has
+# heartbeats to send meanwhile. The database's clock decides what is due; now() would be the transaction's start. Uses
+# schedule_pkey.
 LOCK_SCHEDULE: LiteralString = """
     SELECT
-        name, spec, tz, actor, missed, overlap, grace, last_tick, job_ids, paused_at, confirmed_at,
-        coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
+        name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, last_tick, job_ids, paused_at,
+        disabled_at, declared_at, confirmed_at, coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
+    FROM {schema}.schedule
+    WHERE name = %(name)s
+    FOR UPDATE SKIP LOCKED"""
+
+# For people, who would rather wait a moment. Uses schedule_pkey.
+WAIT_FOR_SCHEDULE: LiteralString = """
+    SELECT
+        name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, last_tick, job_ids, paused_at,
+        disabled_at, declared_at, confirmed_at, coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
     FROM {schema}.schedule
     WHERE name = %(name)s
     FOR UPDATE"""
 
+# Those that some modules declared and do not declare any more: by the module's name or a package's above it.
+LOCK_VANISHED: LiteralString = """
+    SELECT
+        name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, last_tick, job_ids, paused_at,
+        disabled_at, declared_at, confirmed_at, coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
+    FROM {schema}.schedule
+    WHERE source = 'code'
+      AND disabled_at IS NULL
+      AND name <> ALL(%(names)s::text[])
+      AND EXISTS (
+          SELECT FROM unnest(%(modules)s::text[]) AS loaded(name)
+          WHERE schedule.module = loaded.name OR starts_with(schedule.module, loaded.name || '.')
+      )
+    ORDER BY name
+    FOR UPDATE SKIP LOCKED"""
+
 # Without locks, since most looks find nothing to do. Uses schedule_pkey.
 LOOK_AT_SCHEDULES: LiteralString = """
     SELECT
-        name, spec, tz, actor, missed, overlap, grace, last_tick, job_ids, paused_at, confirmed_at,
-        coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
+        name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, last_tick, job_ids, paused_at,
+        disabled_at, declared_at, confirmed_at, coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
     FROM {schema}.schedule
     WHERE name = ANY(%(names)s::text[])"""
+
+# Those that people made. Uses schedule_in_database.
+LOOK_AT_DATABASE: LiteralString = """
+    SELECT
+        name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, last_tick, job_ids, paused_at,
+        disabled_at, declared_at, confirmed_at, clock_timestamp() AS now
+    FROM {schema}.schedule
+    WHERE source = 'database'
+    ORDER BY name"""
+
+# Whether one of those was added, changed or removed since the last time: both numbers together tell. Each second, so
+# it reads nothing but schedule_in_database.
+GET_REVISION: LiteralString = """
+    SELECT count(*), coalesce(sum(revision), 0)::bigint
+    FROM {schema}.schedule
+    WHERE source = 'database'"""
 
 # The newest declaration wins. Uses schedule_pkey; the row is locked.
 REDECLARE_SCHEDULE: LiteralString = """
@@ -44,13 +89,20 @@ REDECLARE_SCHEDULE: LiteralString = """
         missed = %(missed)s,
         overlap = %(overlap)s,
         grace = %(grace)s,
+        jitter = %(jitter)s,
+        args = %(args)s,
+        source = %(source)s,
+        module = %(module)s,
+        revision = CASE WHEN %(source)s = 'database' THEN nextval('{schema}.schedule_revision') ELSE 0 END,
         last_tick = greatest(last_tick, %(last_tick)s),
+        disabled_at = NULL,
         declared_at = %(now)s,
         confirmed_at = %(now)s
     WHERE name = %(name)s"""
 
-# Says "these terms are alive". SKIP LOCKED: whoever holds the row is busy with it and says so as well; it also keeps
-# two processes that confirm many rows from waiting for each other in a circle. Uses schedule_pkey.
+# Says "these terms are alive", and of disabled ones of our modules "they are gone indeed". SKIP LOCKED: whoever holds
+# the row is busy with it and says so as well; it also keeps two processes that confirm many rows from waiting for each
+# other in a circle. Uses schedule_pkey for the first.
 CONFIRM_SCHEDULES: LiteralString = """
     WITH mine AS (
         SELECT name
@@ -63,6 +115,28 @@ CONFIRM_SCHEDULES: LiteralString = """
     SET confirmed_at = %(now)s
     FROM mine
     WHERE schedule.name = mine.name"""
+
+# Which disabled schedules our modules do not declare: as long as somebody says so, who still does cannot revive them.
+FIND_GONE: LiteralString = """
+    SELECT name
+    FROM {schema}.schedule
+    WHERE disabled_at IS NOT NULL
+      AND name <> ALL(%(names)s::text[])
+      AND EXISTS (
+          SELECT FROM unnest(%(modules)s::text[]) AS loaded(name)
+          WHERE schedule.module = loaded.name OR starts_with(schedule.module, loaded.name || '.')
+      )"""
+
+# Uses schedule_pkey; the row is locked.
+DISABLE_SCHEDULE: LiteralString = """
+    UPDATE {schema}.schedule
+    SET disabled_at = %(now)s,
+        confirmed_at = %(now)s,
+        last_tick = greatest(last_tick, %(now)s)
+    WHERE name = %(name)s"""
+
+# Uses schedule_pkey; the row is locked. Its ticks stay.
+REMOVE_SCHEDULE: LiteralString = "DELETE FROM {schema}.schedule WHERE name = %(name)s"
 
 # After LOCK_SCHEDULE: which of its jobs live (a finished or dead one has no row in job), and which ticks somebody
 # decided although last_tick does not say so. Uses job_pkey and tick_once.
@@ -81,17 +155,21 @@ FIND_DECIDED: LiteralString = """
         ) AS decided"""
 
 # No ON CONFLICT: what FIND_DECIDED saw is left out already, so a conflict on tick_once is a writer without the lock,
-# and then this transaction, the job it enqueued included, must not commit.
-RECORD_TICK: LiteralString = """
-    INSERT INTO {schema}.tick (schedule, tick, outcome, lateness, reason, coalesced_into, until, job_id)
-    VALUES (
-        %(schedule)s, %(tick)s, %(outcome)s, %(lateness)s, %(reason)s, %(coalesced_into)s, %(until)s, %(job_id)s
-    )"""
+# and then this transaction, the job it enqueued included, must not commit. decided_at is the look's own time.
+RECORD_TICKS: LiteralString = """
+    INSERT INTO {schema}.tick (
+        schedule, tick, outcome, lateness, reason, coalesced_into, until, job_id, manual, decided_at
+    )
+    SELECT %(schedule)s, t.tick, t.outcome, t.lateness, t.reason, t.coalesced_into, t.until, t.job_id, t.manual, %(now)s
+    FROM unnest(
+        %(tick)s::timestamptz[], %(outcome)s::text[], %(lateness)s::float8[], %(reason)s::text[],
+        %(coalesced_into)s::timestamptz[], %(until)s::timestamptz[], %(job_id)s::uuid[], %(manual)s::bool[]
+    ) AS t(tick, outcome, lateness, reason, coalesced_into, until, job_id, manual)"""
 
 # Uses schedule_pkey; the row is locked.
 ADVANCE_SCHEDULE: LiteralString = """
     UPDATE {schema}.schedule
-    SET last_tick = %(last_tick)s,
+    SET last_tick = greatest(last_tick, %(last_tick)s),
         job_ids = %(job_ids)s::uuid[],
         confirmed_at = greatest(confirmed_at, %(now)s)
     WHERE name = %(name)s"""
@@ -102,10 +180,46 @@ PAUSE_SCHEDULE: LiteralString = """
     SET paused_at = coalesce(paused_at, %(now)s::timestamptz, clock_timestamp())
     WHERE name = %(name)s"""
 
-# Ticks of the pause stay skipped, also those that no process was there to record. Uses schedule_pkey.
+# Ticks of the pause stay skipped; the row is locked. Uses schedule_pkey.
 RESUME_SCHEDULE: LiteralString = """
     UPDATE {schema}.schedule
-    SET last_tick = greatest(last_tick, coalesce(%(now)s::timestamptz, clock_timestamp())),
+    SET last_tick = greatest(last_tick, %(now)s),
         paused_at = NULL
-    WHERE name = %(name)s
-      AND paused_at IS NOT NULL"""
+    WHERE name = %(name)s"""
+
+# Old rows of the ledger, a few at a time so that nobody waits for it. Uses tick_decided_at.
+FORGET_TICKS: LiteralString = """
+    DELETE FROM {schema}.tick
+    WHERE (schedule, tick) IN (
+        SELECT schedule, tick
+        FROM {schema}.tick
+        WHERE decided_at < coalesce(%(now)s::timestamptz, now()) - %(keep)s * interval '1 second'
+        ORDER BY decided_at
+        LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+    )"""
+
+# For people: each with the newest row of its ledger. Uses tick_once.
+LIST_SCHEDULES: LiteralString = """
+    SELECT
+        schedule.name, spec, tz, actor, missed, overlap, grace, jitter, args, source, module, last_tick, job_ids,
+        paused_at, disabled_at, declared_at, confirmed_at, clock_timestamp() AS now,
+        newest.tick AS newest_tick, newest.outcome AS newest_outcome, newest.reason AS newest_reason
+    FROM {schema}.schedule
+    LEFT JOIN LATERAL (
+        SELECT tick.tick, tick.outcome, tick.reason
+        FROM {schema}.tick
+        WHERE tick.schedule = schedule.name
+        ORDER BY tick.tick DESC
+        LIMIT 1
+    ) AS newest ON true
+    ORDER BY schedule.name"""
+
+# What the ledger says of a moment, or last said before it. Uses tick_once.
+FIND_TICK: LiteralString = """
+    SELECT tick, outcome, lateness, reason, coalesced_into, until, job_id, manual
+    FROM {schema}.tick
+    WHERE schedule = %(name)s
+      AND tick <= %(at)s
+    ORDER BY tick DESC
+    LIMIT 1"""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.date import DateTrigger
 
-from worker.schedule.trigger import Trigger
+from worker.schedule.trigger import NEVER, Trigger
 
 # APScheduler's defaults drop a tick that is a second late or whose last call still runs, with no trace. Ours pass all.
 _JOB_DEFAULTS = {"misfire_grace_time": None, "coalesce": False, "max_instances": 1_000_000}
@@ -29,20 +31,39 @@ class Timer:
         self._scheduler = BackgroundScheduler(
             timezone=UTC, executors={"default": _AtOnce()}, job_defaults=_JOB_DEFAULTS
         )
+        self._thread: threading.Thread | None = None
 
-    def repeat(self, trigger: Trigger, call: Callable[[datetime], None], *, first: datetime | None = None) -> None:
-        """Call *call* with each tick of *trigger*, and at *first*."""
+    def repeat(
+        self, trigger: Trigger, call: Callable[[datetime], None], *, first: datetime | None = None
+    ) -> Callable[[], None]:
+        """Call *call* with each tick of *trigger*, and at *first*, until the function returned is called."""
         # Without a first time APScheduler asks the trigger; None would mean that it waits to be resumed.
         first_time = {} if first is None else {"next_run_time": first}
-        self._scheduler.add_job(_call, _Ticking(trigger), args=[call], **first_time)
+        job = self._scheduler.add_job(_call, _Ticking(trigger), args=[call], **first_time)
+
+        def cancel() -> None:
+            # It has ended by itself when the trigger has no further tick.
+            with suppress(JobLookupError):
+                job.remove()
+
+        return cancel
 
     def once(self, at: datetime, call: Callable[[datetime], None]) -> None:
         """Call *call* at the instant *at*."""
         self._scheduler.add_job(_call, DateTrigger(at), args=[call])
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, called `schedule-timer`."""
         self._scheduler.start()
+        # APScheduler has no public word for it.
+        thread: threading.Thread = self._scheduler._thread
+        thread.name = "schedule-timer"
+        self._thread = thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; without it no tick is noticed."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self, timeout: float) -> bool:
         """End the thread; False when a call on it did not return within *timeout* seconds."""
@@ -61,9 +82,10 @@ class _Ticking(BaseTrigger):  # type: ignore[misc]  # APScheduler 3 ships no typ
     def __init__(self, trigger: Trigger) -> None:
         self._trigger = trigger
 
-    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
         # A machine that was suspended for a week wakes to one call, not to a call for each second of it.
-        return self._trigger.after(now if previous is None else max(previous, now))
+        tick = self._trigger.after(now if previous is None else max(previous, now))
+        return tick if tick < NEVER else None
 
 
 class _AtOnce(BaseExecutor):  # type: ignore[misc]  # APScheduler 3 ships no types

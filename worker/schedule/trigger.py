@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from functools import cached_property
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from worker.schedule.crontab import Crontab
+from worker.schedule.zone import Change, changes, changes_in, offset
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What `after` says when there is no further tick: an instant that nobody lives to see.
+NEVER = datetime(9999, 12, 31, tzinfo=UTC)
+
+Gap = Literal["run", "skip"]
+Repeat = Literal["first", "both"]
 
 _TINY = timedelta(microseconds=1)
-# Wide enough to see a change of the clock from either side: the widest lost a whole day (Samoa, December 2011).
+# Beyond the widest change of a clock: Samoa lost a whole day in December 2011.
 _NEAR = timedelta(hours=26)
+# How far ahead a tick is looked for. The rarest date is a 29 February on one weekday, 40 years apart.
+_HORIZON = 120
+_WARNED = timedelta(days=3653)
 
 
 class Trigger(Protocol):
     """What a schedule needs to know about time."""
 
     def after(self, instant: datetime) -> datetime:
-        """The first tick strictly after *instant*, aware UTC."""
+        """The first tick strictly after *instant*, aware UTC; NEVER when there is none."""
         ...
 
 
@@ -29,79 +38,110 @@ class Cron:
     """
     The ticks of a crontab in a time zone.
 
-    APScheduler's CronTrigger loses runs when clocks change (3.11.3: `0 0 * * *` skips the day after a spring change),
-    so it only does calendar arithmetic on wall-clock time labelled UTC. Which instant a wall-clock time means is ours:
-
-    - A missing hour: schedules by wall clock move on by the gap and fire once; `elapsed` ones have no tick there.
-    - A repeated hour: schedules by wall clock fire in its first pass; `elapsed` ones in both.
+    A time that the clock skips moves on by the gap and runs once (`gap="run"`) or has no tick ("skip"); a time that it
+    shows twice runs the "first" time or "both" (`repeat`). Where these are None, Vixie cron's rule holds: a crontab
+    whose minute or hour begins with `*` follows elapsed time (skip, both), all others the wall clock (run, first).
     """
 
     crontab: Crontab
     zone: tzinfo
+    gap: Gap | None = None
+    repeat: Repeat | None = None
 
     def after(self, instant: datetime) -> datetime:
-        """The first tick strictly after *instant*, aware UTC."""
+        """The first tick strictly after *instant*, aware UTC; NEVER when there is none in 120 years."""
         start = _utc(instant)
-        wall = self._next_wall(self._wall(start))
-        while True:
-            walls = {wall}
-            for change in (self._change_near(start), self._change_near(self._instant(wall))):
-                if change is not None:
-                    walls.update(map(self._next_wall, self._edges(start, change)))
-            ticks = [tick for wall in walls for tick in self._instants(wall) if tick > start]
-            if ticks:
-                return min(ticks)
-            # Each fell into a gap where an `elapsed` schedule has no tick.
-            wall = self._next_wall(max(walls))
+        found = NEVER
+        for piece in self._pieces(start - _NEAR):
+            found = min(found, *self._moved(piece, start), self._regular(piece, start))
+            if found <= piece.end:
+                break
+        return found
 
-    @cached_property
-    def _calendars(self):  # type: ignore[no-untyped-def]  # APScheduler 3 ships no types
-        return self.crontab.calendars()
+    def next_gap(self, instant: datetime) -> Skipped | None:
+        """The first time within ten years of *instant* that the clock skips; None when it skips none."""
+        start = _utc(instant)
+        for change in changes(self.zone, start, start + _WARNED):
+            tick = self._in_gap(change)
+            if tick is not None:
+                return Skipped(_wall(tick, change.before), None if self.skips_gaps else tick)
+        return None
 
-    def _next_wall(self, wall: datetime) -> datetime:
-        found: list[datetime] = [calendar.get_next_fire_time(None, wall + _TINY) for calendar in self._calendars]
-        return min(found)
+    def note(self, tick: datetime) -> str:
+        """What the clock did to *tick*, in a few words; empty for an ordinary one."""
+        tick = _utc(tick)
+        for change in changes(self.zone, tick - _NEAR, tick + _NEAR):
+            since, wall = tick - change.at, _wall(tick, change.before)
+            if timedelta(0) <= since < change.width and not self.skips_gaps and self._names(wall):
+                return f"moved: the clock skips {wall:%H:%M}" + (f" of {wall:%-d %b}" if change.width.days else "")
+            if timedelta(0) <= since < -change.width:
+                return f"second {_wall(tick, change.after):%H:%M}: the clock is turned back"
+            if change.width < timedelta(0) and change.width <= since < timedelta(0):
+                return f"first of two {wall:%H:%M}: the clock is turned back"
+        return ""
 
-    def _wall(self, instant: datetime) -> datetime:
-        """What the clock on the wall shows at *instant*, labelled UTC so that it can be compared and counted."""
-        return instant.astimezone(self.zone).replace(tzinfo=UTC, fold=0)
+    @property
+    def skips_gaps(self) -> bool:
+        """Whether times that the clock skips have no tick."""
+        return self.gap == "skip" or (self.gap is None and self.crontab.elapsed)
 
-    def _change_near(self, instant: datetime) -> datetime | None:
-        """The instant around *instant* from which on the wall clock has another offset; mostly None."""
-        low, high = instant - _NEAR, instant + _NEAR
-        if self._offset(low) == self._offset(high):
-            return None
-        while high - low > _TINY:
-            middle = low + (high - low) // 2
-            low, high = (middle, high) if self._offset(middle) == self._offset(low) else (low, middle)
-        return high
+    @property
+    def repeats(self) -> bool:
+        """Whether times that the clock shows twice have two ticks."""
+        return self.repeat == "both" or (self.repeat is None and self.crontab.elapsed)
 
-    def _offset(self, instant: datetime) -> timedelta:
-        return self._wall(instant) - instant
+    def _pieces(self, start: datetime) -> Iterator[_Piece]:
+        """120 years from *start* on, cut where the clock changes and, so that these are looked up late, each year."""
+        since, ahead, change = start, offset(self.zone, start), None
+        for year in range(start.year, min(start.year + _HORIZON, NEVER.year)):
+            for following in changes_in(self.zone, year):
+                if following.at > since:
+                    yield _Piece(since, following.at, ahead, change)
+                    since, ahead, change = following.at, following.after, following
+            new_year = datetime(year + 1, 1, 1, tzinfo=UTC)
+            yield _Piece(since, new_year, ahead, change)
+            since = new_year
 
-    def _edges(self, start: datetime, change: datetime) -> tuple[datetime, ...]:
-        """
-        Wall-clock times after each of which the next calendar entry may be the first tick after *start*.
+    def _regular(self, piece: _Piece, start: datetime) -> datetime:
+        """The first tick after *start* at a time that the clock really shows within *piece*."""
+        wall = max(_wall(start, piece.offset), _wall(piece.start, piece.offset) - _TINY)
+        if piece.change is not None and not self.repeats:
+            # What the clock has shown before it was turned back.
+            wall = max(wall, _wall(piece.change.at, piece.change.before) - _TINY)
+        tick = _instant(self.crontab.calendar.after(wall), piece.offset)
+        return tick if tick < piece.end else NEVER
 
-        Next to the entry after `start` itself there are: the first one that the clock shows again or skips, the first
-        one beyond that, and in the hour after a gap the first missing one that still has to be made up for.
-        """
-        before, after = change + self._offset(change - _TINY), self._wall(change)
-        return before - _TINY, after - _TINY, self._wall(start) - abs(after - before)
+    def _moved(self, piece: _Piece, start: datetime) -> tuple[datetime, ...]:
+        """The first tick after *start* that makes up for a time skipped by the last change of the clock."""
+        change = piece.change
+        if change is None or self.skips_gaps or start >= change.at + change.width:
+            return ()
+        tick = self._in_gap(change, start)
+        return () if tick is None else (tick,)
 
-    def _instants(self, wall: datetime) -> tuple[datetime, ...]:
-        """When *wall* is a tick: once, or never if the clock skips it, or twice where it is turned back."""
-        first, second = (self._instant(wall, fold) for fold in (0, 1))
-        if first == second:
-            return (first,)
-        repeated = first < second
-        if self.crontab.elapsed:
-            return (first, second) if repeated else ()
-        return (first,)
+    def _in_gap(self, change: Change, start: datetime = EPOCH) -> datetime | None:
+        wall = max(_wall(start, change.before), _wall(change.at, change.before) - _TINY)
+        tick = _instant(self.crontab.calendar.after(wall), change.before)
+        return tick if tick < change.at + change.width else None
 
-    def _instant(self, wall: datetime, fold: int = 0) -> datetime:
-        # PEP 495: fold tells apart the two passes of a repeated time; in a gap, fold=0 is the offset from before it.
-        return wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
+    def _names(self, wall: datetime) -> bool:
+        return self.crontab.calendar.after(wall - _TINY) == wall
+
+
+class Skipped(NamedTuple):
+    """A time that the clock skips, as it would show it, and the tick that makes up for it."""
+
+    wall: datetime
+    tick: datetime | None
+
+
+class _Piece(NamedTuple):
+    """Time from `start` to before `end` with one `offset`; `change` is the last one before it, as far as known."""
+
+    start: datetime
+    end: datetime
+    offset: timedelta
+    change: Change | None
 
 
 @dataclass(frozen=True)
@@ -114,6 +154,26 @@ class Every:
         """The first tick strictly after *instant*, aware UTC."""
         period = timedelta(seconds=self.seconds)
         return EPOCH + ((_utc(instant) - EPOCH) // period + 1) * period
+
+
+@dataclass(frozen=True)
+class At:
+    """A single tick."""
+
+    instant: datetime
+
+    def after(self, instant: datetime) -> datetime:
+        """The tick, when it is strictly after *instant*; else NEVER."""
+        return self.instant if self.instant > _utc(instant) else NEVER
+
+
+def _wall(instant: datetime, ahead: timedelta) -> datetime:
+    """What a clock that is *ahead* of UTC shows at *instant*; without a zone, so that it can be counted."""
+    return instant.replace(tzinfo=None) + ahead
+
+
+def _instant(wall: datetime | None, ahead: timedelta) -> datetime:
+    return NEVER if wall is None else (wall - ahead).replace(tzinfo=UTC)
 
 
 def _utc(instant: datetime) -> datetime:

@@ -1,0 +1,1 @@
+"""Programs and tests that break things at random."""

@@ -1,0 +1,79 @@
+"""What a job costs on the wire, counted and not timed: statements, round trips, commits; and hooks that are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from dramatiq import Broker, Middleware
+from psycopg import Connection
+
+from tests.bench.protocol import Traffic, watched
+from tests.factories import opened_pool, scalar
+from tests.running import WAIT, running_worker
+from tests.waiting import wait_until
+from worker import PostgresBroker, job
+from worker.queue.insertion import insert
+from worker.queue.schema import Schema
+from worker.runtime.hooks import Hooks
+
+JOBS = 300
+
+
+def traffic_of(
+    broker: PostgresBroker, database: str, db: psycopg.Connection, message: Callable[[], Any]
+) -> tuple[Traffic, Traffic]:
+    """What the dispatcher and the jobs of a worker with two slots say for `JOBS` jobs, its boot and end included."""
+    with opened_pool(database) as pool, broker.on(pool, Schema()):
+        insert(db, Schema(), [broker.encode(message(), None) for _ in range(JOBS)])
+    with watched() as wire, running_worker(broker, database):
+        wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job_history") == JOBS, WAIT, "the jobs")
+        return wire.traffic(listening=True), wire.traffic(listening=False)
+
+
+def test_jobs_without_a_connection_share_their_trips(
+    broker: PostgresBroker, database: str, db: psycopg.Connection
+) -> None:
+    @job(broker=broker)
+    def nothing() -> None: ...
+
+    spent, _ = traffic_of(broker, database, db, nothing.message)
+
+    # Boot and house-keeping take about sixty trips, and each exchange carries several jobs however slow the machine.
+    assert spent.trips - 100 < JOBS / 2
+    assert spent.commits - 100 < JOBS / 2
+
+
+@pytest.mark.usefixtures("note")
+def test_a_job_with_a_connection_takes_three_trips_and_one_commit(
+    broker: PostgresBroker, database: str, db: psycopg.Connection
+) -> None:
+    @job(broker=broker)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('hello')")
+
+    dispatcher, jobs = traffic_of(broker, database, db, write.message)
+
+    # BEGIN; the job's own; its outcome with COMMIT. Beside them the making of the connections.
+    assert 3 * JOBS <= jobs.trips < 3.3 * JOBS
+    assert JOBS <= jobs.commits < 1.3 * JOBS
+    # At most one claim for each, on a machine so slow that every job waits for its own.
+    assert dispatcher.trips < 1.5 * JOBS + 150
+
+
+def test_a_job_calls_only_hooks_that_somebody_wrote(broker: PostgresBroker) -> None:
+    class Silent(Middleware): ...
+
+    class Listening(Middleware):
+        def after_ack(self, broker: Broker, message: object) -> None: ...
+
+    silent, listening = Silent(), Listening()
+    broker.add_middleware(silent)
+    broker.add_middleware(listening)
+
+    called = {hook.__self__ for hooks in Hooks(broker)._listeners.values() for hook in hooks}  # type: ignore[attr-defined]  # bound methods
+
+    assert listening in called
+    assert silent not in called

@@ -1,0 +1,119 @@
+"""The exchange of one pass: outcomes, sends, claims and the heartbeat in one trip and one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from worker.queue.claim import Claim
+from worker.queue.feed import Room
+from worker.queue.insertion import insert
+from worker.queue.lease import Lease, Look
+from worker.queue.new_job import NewJob
+from worker.queue.schema import Schema
+from worker.queue.settlement import Settlement, send_settlements
+from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
+
+
+class Errand(NamedTuple):
+    """
+    What a pass has to say and to ask.
+
+    Args:
+        settlements: Those that one statement writes.
+        new: Plain ones, for the same reason.
+        begun: Jobs that were claimed ahead and run by now.
+        rooms: What to claim for; those without room are passed over.
+        promoting: Whether jobs for later may have become due.
+        renewing: Whether the heartbeat is due.
+    """
+
+    settlements: Sequence[Settlement] = ()
+    new: Sequence[NewJob] = ()
+    begun: Sequence[Claim] = ()
+    rooms: Sequence[Room] = ()
+    promoting: bool = False
+    renewing: bool = False
+    served: Sequence[Room] = ()
+
+    @property
+    def num_statements(self) -> int:
+        parts = (self.settlements, self.new, self.begun, self.promoting, self.renewing)
+        return sum(map(bool, parts)) + len(self.rooms)
+
+
+class Reply(NamedTuple):
+    """
+    What the database answered.
+
+    Args:
+        owned: The settled jobs whose token still held.
+        claims: For each room, what was claimed.
+        look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
+    """
+
+    owned: set[UUID]
+    claims: list[list[Claim]]
+    look: Look | None
+
+
+def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand: Errand) -> Reply:
+    """
+    Say and ask it all in one trip, in the order of the fields; *conn* must be in autocommit.
+
+    Between two syncs of a pipeline the server runs one implicit transaction: all of it is committed, or nothing. The
+    claims see what the statements before them wrote.
+
+    Raises:
+        psycopg.Error: Nothing was written, unless the connection is broken: then it is not known.
+    """
+    try:
+        with _together(conn) if errand.num_statements > 1 else nullcontext():
+            settled = send_settlements(conn, schema, errand.settlements) if errand.settlements else None
+            if errand.new:
+                insert(conn, schema, errand.new)
+            if errand.begun:
+                conn.execute(schema.render(MARK_BEGUN).encode(), _proofs(errand.begun))
+            if errand.promoting:
+                conn.execute(schema.render(PROMOTE_DUE).encode())
+            claimed = [_claim(conn, schema, lease, room) for room in errand.rooms]
+            beat = lease.beat(conn, errand.served) if errand.renewing else None
+    except psycopg.Error:
+        # psycopg takes a statement for prepared once it has sent it, also where the server never came to it.
+        conn._prepared.clear()
+        raise
+    return Reply(
+        owned={row[0] for row in settled} if settled is not None else set(),
+        claims=[[Claim(*row) for row in rows] for rows in claimed],
+        look=lease.hear(beat) if beat is not None else None,
+    )
+
+
+def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
+    # A libpq before 14 knows no pipelines; then it is one commit in several trips.
+    return conn.pipeline() if psycopg.capabilities.has_pipeline() else conn.transaction()
+
+
+def _claim(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, room: Room) -> psycopg.Cursor[Any]:
+    return conn.execute(
+        schema.render(CLAIM_JOBS).encode(),
+        {
+            "queues": list(room.queues),
+            "actors": list(room.actors),
+            "limit": room.limit,
+            "free": room.limit if room.free is None else room.free,
+            "holding": list(room.holding),
+            "checkouts": room.checkouts,
+            "idle": room.idle,
+            "worker": lease.worker_id,
+        },
+    )
+
+
+def _proofs(claims: Sequence[Claim]) -> dict[str, Any]:
+    proofs = sorted(claim.proof for claim in claims)
+    return {"ids": [job_id for job_id, _ in proofs], "tokens": [token for _, token in proofs]}

@@ -1,0 +1,47 @@
+"""Submissions: short work of other threads that is to be done on the reserved connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import psycopg
+
+from worker.queue.sends import accepted
+
+T = TypeVar("T")
+
+
+class Submissions:
+    """Work that is still to be done. `add` is for any thread, everything else for the dispatcher's."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    def add(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._pending.append((work, future))
+        return future
+
+    def run(self, conn: psycopg.Connection[Any]) -> bool:
+        """Do all of it, each in a transaction of its own; whether there was any."""
+        batch = accepted(self._pending)
+        for work, future in batch:
+            try:
+                with conn.transaction():
+                    result = work(conn)
+            except Exception as exc:
+                future.set_exception(exc)
+            else:
+                future.set_result(result)
+        return bool(batch)
+
+    def abandon(self) -> None:
+        """Nobody does any more."""
+        for _, future in self._pending:
+            future.cancel()
