@@ -42,6 +42,8 @@ def folder(tmp_path: Path) -> Path:
 SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
     ({"WORKER_SLOTS": "many"}, {},
      "WORKER_SLOTS='many': expected a whole number from 1 to 100000 (the variable WORKER_SLOTS)"),
+    ({"WORKER_MAX_ARGS": "1M"}, {},
+     "WORKER_MAX_ARGS='1M': expected a whole number of bytes from 1 to 100000000 (the variable WORKER_MAX_ARGS)"),
     ({}, {"pool_size": "1"},
      "--pool-size='1': expected a whole number from 2 to 10000, because the runtime keeps one connection for claims,"
      " heartbeats and schedules, and jobs need one more (the flag --pool-size)"),
@@ -89,7 +91,7 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
      "sloths: there is no such setting, did you mean 'slots'? (FOLDER/typo.toml line 2)"),
     ({}, {"config": "FOLDER/unlike.toml"},
      "colour: there is no such setting: there are database_url, schema, jobs, queues, pool_size, slots, grace, lease,"
-     " http, hygiene, async_mode, log_format, log_level (FOLDER/unlike.toml line 1)"),
+     " http, hygiene, async_mode, max_args, log_format, log_level (FOLDER/unlike.toml line 1)"),
     ({}, {"config": "FOLDER/wrong.toml"},
      "slots='many': expected a whole number from 1 to 100000 (FOLDER/wrong.toml line 1)"),
     ({"WORKER_SLOTS": "0"}, {"grace": "soon"},

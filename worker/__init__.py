@@ -11,6 +11,7 @@ from worker.errors import (
     Refused,
     SchemaError,
     SignatureError,
+    UnreadableJob,
     WorkerError,
 )
 from worker.pool import (
@@ -25,11 +26,16 @@ from worker.pool import (
 )
 from worker.queue.actor import job
 from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResults
+from worker.queue.binding import bind
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
-from worker.queue.enqueue import bind
 from worker.queue.limit import Limit
+from worker.queue.many import send_many, send_many_async
 from worker.queue.queues import Queues
+from worker.queue.retries import Retry
+from worker.queue.sent import Sent
+from worker.queue.snooze import Snooze
+from worker.queue.unique import Unique
 from worker.schedule import Schedules, at, cron, every
 
 __all__ = [
@@ -53,9 +59,14 @@ __all__ = [
     "PostgresResults",
     "Queues",
     "Refused",
+    "Retry",
     "Schedules",
     "SchemaError",
+    "Sent",
     "SignatureError",
+    "Snooze",
+    "Unique",
+    "UnreadableJob",
     "WorkerError",
     "at",
     "bind",
@@ -65,6 +76,8 @@ __all__ = [
     "get_pool",
     "get_pool_async",
     "job",
+    "send_many",
+    "send_many_async",
 ]
 
 # So that a module of plain actors or jobs can be imported anywhere, with no server in sight.

@@ -129,6 +129,7 @@ SETTINGS = {
     "http": Setting(_address, "HOST:PORT such as 127.0.0.1:9191, or unix:/PATH"),
     "hygiene": Setting(_one_of("off", "detect", "discard"), "one of off, detect, discard"),
     "async_mode": Setting(_one_of("view", "thread"), "one of view, thread"),
+    "max_args": Setting(_whole(1, 100_000_000), "a whole number of bytes from 1 to 100000000"),
     "log_format": Setting(_one_of("auto", "console", "json"), "one of auto, console, json"),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "one of debug, info, warning, error"),
 }
@@ -151,6 +152,7 @@ class Config:
         stuck: Seconds after its interrupt when a job that still runs makes the worker end itself with exit code 70.
         http: Where health and metrics are served; nowhere when None.
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
+        max_args: The most bytes that the encoded arguments of a job may have.
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
@@ -172,6 +174,7 @@ class Config:
     http: Address | None = None
     hygiene: str = "off"
     async_mode: str = "view"
+    max_args: int = 1_048_576
     until_empty: bool = False
     log_format: str = "auto"
     log_level: str = "info"

@@ -24,7 +24,11 @@ class SignatureError(WorkerError, TypeError):
 
 
 class ArgumentError(WorkerError, TypeError):
-    """A job was sent arguments that its parameters do not accept: raised by the sender's call."""
+    """A job was sent arguments or options that cannot work: raised by the sender's call."""
+
+
+class UnreadableJob(ArgumentError):
+    """A job in the queue does not fit its function, so that no run of it can succeed: it is dead at once."""
 
 
 class NotFound(WorkerError):

@@ -16,7 +16,7 @@ from tests.bench import jobs
 from tests.bench.server import commits, cpu_seconds
 from tests.factories import opened_pool, scalar
 from tests.waiting import wait_until
-from worker.queue.enqueue import insert
+from worker.queue.insertion import insert
 from worker.queue.schema import Schema
 
 Figures = dict[str, float]

@@ -19,8 +19,8 @@ from tests.factories import scalar
 from tests.waiting import wait_until
 from worker import clock
 from worker.cli.doctor.statements import READ_HORIZON
-from worker.queue.enqueue import insert
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.lease import Lease
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema

@@ -9,9 +9,9 @@ import psycopg
 
 from tests.cli.conftest import Worker
 from worker import clock
-from worker.queue.enqueue import insert
 from worker.queue.feed import Room
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.lease import Lease
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema

@@ -18,8 +18,8 @@ from tests.factories import scalar
 from tests.running import RunningWorker, running_worker
 from worker import PostgresBroker, job
 from worker.config import SETTINGS, Config
-from worker.queue.enqueue import insert
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 

@@ -25,8 +25,8 @@ from worker.embedded import EmbeddedPostgres, binaries, shelter
 from worker.embedded.account import server_account
 from worker.embedded.places import Places
 from worker.embedded.postgres import Postgres
-from worker.queue.enqueue import insert
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import dramatiq
@@ -10,6 +11,7 @@ import psycopg_pool
 import pytest
 
 from tests.factories import APPLICATION, num_sessions, opened_pool, scalar
+from worker import job
 from worker.errors import ConfigError
 from worker.pool import bind_pool, get_pool
 from worker.queue.broker import PostgresBroker
@@ -28,7 +30,7 @@ def existing(database: str) -> Iterator[psycopg_pool.ConnectionPool]:
 
 @pytest.fixture
 def broker() -> Iterator[PostgresBroker]:
-    broker = PostgresBroker(middleware=[])
+    broker = PostgresBroker()
     yield broker
     broker.close()
 
@@ -79,6 +81,31 @@ def test_a_pool_whose_connections_are_in_autocommit_serves_as_well(
         greet(broker).send()
 
     assert scalar(db, "SELECT count(*) FROM worker.job") == 1
+
+
+@pytest.mark.parametrize("num_jobs", [1, 1000])
+def test_a_coroutine_sends_through_the_applications_own_pool(
+    existing: psycopg_pool.ConnectionPool, broker: PostgresBroker, db: psycopg.Connection, num_jobs: int
+) -> None:
+    @job(broker=broker)
+    def greet(name: str) -> None: ...
+
+    with bind_pool(existing):
+        asyncio.run(greet.send_many_async([(str(i),) for i in range(num_jobs)]))
+
+    assert (scalar(db, "SELECT count(*) FROM worker.job"), num_sessions(db, "carpool")) == (num_jobs, 0)
+
+
+def test_a_unique_job_is_sent_through_the_applications_own_pool(
+    existing: psycopg_pool.ConnectionPool, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    @job(broker=broker, unique=True)
+    def greet(name: str) -> None: ...
+
+    with bind_pool(existing):
+        first, second = greet.send("you"), greet.send("you")
+
+    assert (second.is_new, second.message_id) == (False, first.message_id)
 
 
 def test_the_applications_pool_is_not_closed_with_the_binding(existing: psycopg_pool.ConnectionPool) -> None:

@@ -10,9 +10,9 @@ import pytest
 from tests.factories import column, scalar
 from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.waiting import wait_until
-from worker.queue.enqueue import insert
 from worker.queue.history import History
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.jobs import JobFilter, Jobs
 from worker.queue.lease import Lease
 from worker.queue.new_job import NewJob

@@ -14,9 +14,9 @@ from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.waiting import wait_until
 from worker import clock
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import insert
 from worker.queue.history import History
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.lease import application_name
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement

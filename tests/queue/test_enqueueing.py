@@ -129,7 +129,10 @@ def test_an_inner_binding_counts(
 
 @pytest.mark.parametrize("wrong", [None, "postgresql://", object()], ids=["None", "str", "object"])
 def test_binding_something_else_is_refused_with_its_type(wrong: Any) -> None:
-    with pytest.raises(TypeError, match=rf"bind\(\) takes a psycopg\.Connection, not builtins\.{type(wrong).__name__}"):
+    with pytest.raises(
+        TypeError,
+        match=rf"bind\(\) takes a psycopg\.Connection or AsyncConnection, not builtins\.{type(wrong).__name__}",
+    ):
         bind(wrong).__enter__()
 
 

@@ -19,6 +19,7 @@ from worker.queue.feed import Room
 from worker.queue.history import History
 from worker.queue.lease import Lease
 from worker.queue.settlement import Outcome, Settlement, settle
+from worker.queue.unique import JobKey
 
 ROOM = Room(["default"], ["charge"], 10, idle=True)
 
@@ -242,6 +243,48 @@ def test_outcomes_written_before_the_connection_was_lost_reach_the_dispatcher(
         wait_until(lambda: dispatcher.num_outstanding == 0, WAIT, "the books to be closed")
 
     assert (feed.lost_here, calls[0] >= 3) == ([], True)
+
+
+# What one statement cannot write
+
+
+def test_an_outcome_whose_following_job_has_a_key_is_written_beside_the_others_of_its_pass(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    for _ in range(2):
+        insert_job()
+    feed = NotingFeed(limit=2)
+    with dispatching(database, feed) as dispatcher:
+        wait_until(lambda: len(feed.put_here) == 2, WAIT, "the claims")
+        one, other = feed.put_here
+        following = (a_job(actor="receipt", key=JobKey("invoice:42", "queued", None, "skip")), a_job(actor="note"))
+        settled = [
+            dispatcher.settle(Settlement(*one.proof, Outcome.DONE, following=following), wake=False),
+            *[dispatcher.settle(settlement, wake=False) for settlement in done(other)],
+        ]
+        sent = dispatcher.send([a_job()])
+
+        assert [written.result(WAIT) for written in settled] == [True, True]
+        sent.result(WAIT)
+
+    assert sorted(column(db, "SELECT actor FROM worker.job")) == ["charge", "note", "receipt"]
+    assert column(db, "SELECT key FROM worker.job_key") == ["invoice:42"]
+
+
+def test_a_following_job_with_tags_is_not_written_for_an_outcome_whose_token_no_longer_holds(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    insert_job()
+    feed = NotingFeed(limit=1)
+    with dispatching(database, feed) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        job_id, token = feed.put_here[0].proof
+        stale = Settlement(job_id, token - 1, Outcome.DONE, following=(a_job(actor="receipt", tags=("late",)),))
+
+        assert dispatcher.settle(stale).result(WAIT) is False
+
+    assert column(db, "SELECT actor FROM worker.job") == ["charge"]
+    assert column(db, "SELECT tag FROM worker.job_tag") == []
 
 
 def test_claiming_for_another_worker_finds_nothing_twice(

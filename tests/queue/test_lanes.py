@@ -14,9 +14,9 @@ from tests.queue.conftest import SCHEMA, claim
 from tests.waiting import wait_until
 from worker import ConfigError, Limit, PostgresBroker, SignatureError, job
 from worker.queue.claim import Claim
-from worker.queue.enqueue import insert
 from worker.queue.history import History
 from worker.queue.identity import uuid7
+from worker.queue.insertion import insert
 from worker.queue.jobs import JobFilter, Jobs
 from worker.queue.lane_statements import ADMIT_JOBS
 from worker.queue.lanes import admit, has_left_some, sweep

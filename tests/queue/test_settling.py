@@ -16,6 +16,7 @@ from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement, settle, storable
+from worker.queue.unique import Unique
 
 EVERY_OUTCOME = list(Outcome)
 # What `jsonb` refuses although it is JSON; the encoder never lets it through, so a test must smuggle it in.
@@ -169,6 +170,20 @@ def test_what_follows_from_one_of_a_batch_that_lost_its_lease_is_not_sent(
     settle(db, SCHEMA, [outcome_of(held, following=(of_held,)), outcome_of(lost, following=(of_lost,))])
 
     assert column(db, "SELECT id FROM worker.job WHERE actor = 'receipt'") == [of_held.id]
+
+
+def test_so_are_those_with_a_key_or_tags(insert_job: InsertJob, db: psycopg.Connection) -> None:
+    insert_job()
+    insert_job()
+    held, lost = claim(db)
+    db.execute("UPDATE worker.job SET token = token + 1 WHERE id = %s", [lost.id])
+    keyed = Unique("k").holding(None)
+    of_held, of_lost = child()._replace(key=keyed), child()._replace(tags=("a",))
+
+    settle(db, SCHEMA, [outcome_of(held, following=(of_held,)), outcome_of(lost, following=(of_lost,))])
+
+    assert column(db, "SELECT id FROM worker.job WHERE actor = 'receipt'") == [of_held.id]
+    assert column(db, "SELECT job_id FROM worker.job_key UNION SELECT job_id FROM worker.job_tag") == [of_held.id]
 
 
 @pytest.mark.parametrize("outcome", EVERY_OUTCOME)

@@ -15,7 +15,7 @@ from tests.factories import opened_pool, scalar
 from tests.running import WAIT, running_worker
 from tests.waiting import wait_until
 from worker import PostgresBroker, job
-from worker.queue.enqueue import insert
+from worker.queue.insertion import insert
 from worker.queue.schema import Schema
 from worker.runtime.hooks import Hooks
 

@@ -16,6 +16,7 @@ _VERBS = {
     "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
     "doctor": "worker.cli.doctor",
+    "enqueue": "worker.cli.enqueue",
     "jobs": "worker.cli.jobs",
     "migrate": "worker.cli.migrate",
     "queues": "worker.cli.queues",

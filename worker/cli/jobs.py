@@ -27,7 +27,8 @@ _WIDE = 240
 _OVER = ("done", "dead")
 
 
-def _age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+def age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    """Callback of an option that takes a length of time, such as 90m."""
     if value is None:
         return None
     match = _AGE.fullmatch(value.strip())
@@ -41,7 +42,8 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--queue", "queues", multiple=True, help="Only of this queue; repeat for more."),
         click.option("--actor", "actors", multiple=True, help="Only of this actor; repeat for more."),
-        click.option("--since", metavar="AGE", callback=_age, help="Only those enqueued within, such as 90m or 2d."),
+        click.option("--tag", "tags", multiple=True, help="Only with this tag; repeat for all of several."),
+        click.option("--since", metavar="AGE", callback=age, help="Only those enqueued within, such as 90m or 2d."),
         schema_name,
         database_url,
     ]
@@ -103,7 +105,7 @@ def show(ctx: click.Context, /, job_id: str, as_json: bool, **chosen: Any) -> No
         click.echo(json.dumps(_object(found[0]) | {"obstacle": obstacles[0]}, indent=2))
         return
     for name, value in (_object(found[0]) | {"obstacle": obstacles[0]}).items():
-        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        text = json.dumps(value) if isinstance(value, dict | list) else str(value)
         click.echo(f"{name:12} {text if value is not None else ''}".rstrip())
 
 
@@ -183,7 +185,7 @@ def redrive(
     ctx: click.Context, /, job_ids: tuple[str, ...], everything: bool, limit: int | None, dry_run: bool, **chosen: Any
 ) -> None:
     """Make dead jobs available again, as if they had been sent now."""
-    if not (job_ids or everything or chosen["queues"] or chosen["actors"] or chosen["since"]):
+    if not (job_ids or everything or chosen["queues"] or chosen["actors"] or chosen["tags"] or chosen["since"]):
         raise click.UsageError("say which: some IDs, a filter such as --actor NAME, or --all")
     count = 0
     with _jobs(chosen) as jobs:
@@ -233,6 +235,7 @@ def _which(
         states=states or STATES,
         queues=chosen.get("queues") or None,
         actors=chosen.get("actors") or None,
+        tags=chosen.get("tags") or None,
         since=None if since is None else clock.now() - since,
         limit=limit,
     )
@@ -245,7 +248,7 @@ def _object(job: FoundJob) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | dict):
+    if value is None or isinstance(value, str | int | dict | list):
         return value
     return _instant(value) if hasattr(value, "isoformat") else str(value)
 

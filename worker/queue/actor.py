@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
@@ -10,13 +12,17 @@ import dramatiq
 import psycopg
 from dramatiq import Actor, Message
 
-from worker.errors import ConfigError
+from worker.errors import ArgumentError, ConfigError
 from worker.pool import Pool
+from worker.queue.binding import AnyConnection, bind, check_connection
 from worker.queue.context import Context
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7
 from worker.queue.limit import Limit
+from worker.queue.send_options import check_delay, milliseconds, prepare, read_unique
+from worker.queue.sent import Sent
 from worker.queue.signature import Signature
+from worker.queue.unique import Unique
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +30,9 @@ R = TypeVar("R")
 A = TypeVar("A", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
 B = TypeVar("B", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
+
+# Understood by parts that declare no options of actors, or only at the send.
+_OF_MIDDLEWARE = ("on_success", "on_failure", "on_retry_exhausted", "max_age", "time_limit")
 
 
 class Job(Actor[P, R]):
@@ -33,12 +42,26 @@ class Job(Actor[P, R]):
     Called directly it is the plain function, injected parameters included: `charge(conn, 42)` needs no worker.
     """
 
-    def __init__(self, fn: Callable[..., Any], *, actor_name: str, limit: Limit | None = None, **rest: Any) -> None:
-        self.signature = Signature.read(fn, actor_name)
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        actor_name: str,
+        limit: Limit | None = None,
+        unique: Unique | bool | None = None,
+        aliases: Mapping[str, str] | None = None,
+        former_names: Sequence[str] = (),
+        **rest: Any,
+    ) -> None:
+        self.signature = Signature.read(fn, actor_name, aliases=aliases)
         self.limit = limit
         if limit is not None:
             limit.check(actor_name, self.signature.parameters)
         self.body = fn
+        self.unique = read_unique(actor_name, unique)
+        self.former_names = tuple(former_names)
+        if self.unique is not None:
+            self.signature.check_names(self.unique.by or ())
         super().__init__(fn, actor_name=actor_name, **rest)
 
     @property
@@ -46,12 +69,173 @@ class Job(Actor[P, R]):
         """Names of the arguments that every send must give."""
         return self.signature.required_arguments
 
+    # Building messages
+
     def message_with_options(
         self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> Message[R]:
-        """Build a message without sending it; its id sorts by time."""
-        message: Message[R] = super().message_with_options(args=args, kwargs=kwargs, **options)
-        return message.copy(message_id=str(uuid7()))
+    ) -> Sent[R]:
+        """
+        Build a message without sending it; its id sorts by time. The options are those of `send_with_options`.
+
+        Raises:
+            ArgumentError: An option is unknown, or its value cannot work.
+        """
+        known = {*self.broker.actor_options, *_OF_MIDDLEWARE}
+        message: Message[R] = super().message_with_options(
+            args=args, kwargs=kwargs, **prepare(self.actor_name, options, known)
+        )
+        return Sent.of(message.copy(message_id=str(uuid7())))
+
+    # Sending
+
+    def send(self, *args: P.args, **kwargs: P.kwargs) -> Sent[R]:
+        """Enqueue the job; it exists when this returns, or with the transaction it belongs to."""
+        return self.send_with_options(args=args, kwargs=kwargs)
+
+    def send_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
+        unique: Unique | str | bool | None = None,
+        tags: Sequence[str] | None = None,
+        connection: AnyConnection | None = None,
+        **options: Any,
+    ) -> Sent[R]:
+        """
+        Enqueue the job with options.
+
+        Args:
+            delay: A timedelta, or milliseconds as Dramatiq has it, until it is due.
+            at: The instant when it is due, an aware datetime; one that is over means now.
+            priority: Instead of the job's own; lower runs sooner.
+            unique: Instead of the job's own: a key, a `worker.Unique`, True for the arguments, False for none.
+            tags: Words that find it: `worker jobs list --tag WORD`.
+            connection: The job exists only if the transaction of this `psycopg.Connection` commits.
+            options: Of one run, such as `timeout` in seconds, or what Dramatiq's middleware knows: `max_retries`, ...
+
+        Returns:
+            The message; `is_new` is False when a job with the same unique key stands for it.
+
+        Raises:
+            ArgumentError: An argument does not fit the signature, or an option cannot work; says which.
+            BrokerConnectionError: The database is out of reach; whether the job exists is not known.
+        """
+        chosen = {"at": at, "priority": priority, "unique": unique, "tags": tags, **options}
+        message = self._message(args, kwargs, delay, chosen)
+        with self._joining(connection, "send_with_options"):
+            return self._sent(self.broker.enqueue(message, delay=milliseconds(delay)))
+
+    def send_many(
+        self, rows: Iterable[Any], *, delay: timedelta | float | None = None, **options: Any
+    ) -> list[Sent[R]]:
+        """
+        Enqueue a job for each of *rows*, all or none, in one transaction: the one that a `send` here would join.
+
+        Args:
+            rows: A tuple of positional arguments, or a dict of named ones, or a message of this job.
+            options: Those of `send_with_options`, for each of them.
+
+        Returns:
+            Their messages, in order.
+
+        Raises:
+            ArgumentError: One does not fit; says which, counted from 0, and nothing was enqueued.
+        """
+        connection = options.pop("connection", None)
+        messages = self._messages(rows, delay, options)
+        with self._joining(connection, "send_many"):
+            return [*map(self._sent, self._postgres.enqueue_many(messages, delay=milliseconds(delay)))]
+
+    # Sending within a running loop
+
+    async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Sent[R]:
+        """`send` for coroutines: the loop goes on meanwhile."""
+        return await self.send_with_options_async(args=args, kwargs=kwargs)
+
+    async def send_with_options_async(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | float | None = None,
+        connection: AnyConnection | None = None,
+        **options: Any,
+    ) -> Sent[R]:
+        """`send_with_options` for coroutines; *connection* may be a `psycopg.AsyncConnection`."""
+        message = self._message(args, kwargs, delay, options)
+        with self._joining(connection):
+            [sent] = await self._postgres.enqueue_async([message], delay=milliseconds(delay))
+            return self._sent(sent)
+
+    async def send_many_async(
+        self, rows: Iterable[Any], *, delay: timedelta | float | None = None, **options: Any
+    ) -> list[Sent[R]]:
+        """`send_many` for coroutines."""
+        connection = options.pop("connection", None)
+        messages = self._messages(rows, delay, options)
+        with self._joining(connection):
+            return [*map(self._sent, await self._postgres.enqueue_async(messages, delay=milliseconds(delay)))]
+
+    def _message(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, delay: object, options: Mapping[str, Any]
+    ) -> Sent[R]:
+        if delay is not None:
+            check_delay(self.actor_name, delay)
+            if options.get("at") is not None:
+                raise ArgumentError(f"job {self.actor_name!r}: give delay={delay!r} or at={options['at']!r}, not both")
+        return self.message_with_options(args=args, kwargs=kwargs, **options)
+
+    def _messages(self, rows: Iterable[Any], delay: object, options: Mapping[str, Any]) -> list[Message[Any]]:
+        messages: list[Message[Any]] = []
+        for index, row in enumerate(rows):
+            try:
+                messages.append(self._message_of(row, delay, options))
+            except ArgumentError as exc:
+                raise ArgumentError(f"send_many(), item {index}: {exc}") from None
+        return messages
+
+    def _message_of(self, row: Any, delay: object, options: Mapping[str, Any]) -> Message[Any]:
+        if isinstance(row, Message):
+            if row.actor_name != self.actor_name:
+                raise ArgumentError(f"job {self.actor_name!r}: it is a message of job {row.actor_name!r}")
+            return row.copy(options=self._message((), None, delay, options).options)
+        if isinstance(row, Mapping):
+            return self._message((), dict(row), delay, options)
+        if isinstance(row, tuple | list):
+            return self._message(tuple(row), None, delay, options)
+        raise ArgumentError(
+            f"job {self.actor_name!r}: it is {row!r:.100}: expected a tuple of arguments such as (42,), a dict of named"
+            " ones, or a message"
+        )
+
+    def _joining(self, connection: AnyConnection | None, blocking: str = "") -> Any:
+        if connection is None:
+            return nullcontext()
+        check_connection(f"job {self.actor_name!r}: connection=", connection)
+        if blocking and not isinstance(connection, psycopg.Connection):
+            raise ArgumentError(
+                f"job {self.actor_name!r}: {blocking}(connection=...) was given an async connection, which it would"
+                f" block: use `await {blocking}_async(...)`"
+            )
+        return bind(connection)
+
+    def _sent(self, message: Message[Any]) -> Sent[R]:
+        return message if isinstance(message, Sent) else Sent.of(message)
+
+    @property
+    def _postgres(self) -> Any:
+        if not hasattr(self.broker, "enqueue_many"):
+            raise ConfigError(
+                f"job {self.actor_name!r}: its broker is a {type(self.broker).__name__}, which has only send and"
+                " send_with_options: these need a worker.PostgresBroker"
+            )
+        return self.broker
+
+    # Running
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         delivery = current.get()
@@ -108,6 +292,9 @@ def job(
     max_retries: int | None = 20,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    unique: Unique | bool | None = None,
+    aliases: Mapping[str, str] | None = None,
+    former_names: Sequence[str] = (),
     **options: Any,
 ) -> JobDecorator: ...
 
@@ -120,6 +307,9 @@ def job(
     priority: int = 0,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    unique: Unique | bool | None = None,
+    aliases: Mapping[str, str] | None = None,
+    former_names: Sequence[str] = (),
     **options: Any,
 ) -> Any:
     """
@@ -134,6 +324,9 @@ def job(
         max_retries: How often it runs again after a failure; None for ever, 20 by default.
         timeout: Seconds that one run may take; None lifts the limit.
         limit: How many of them run at once over the whole fleet, and for each value of which argument.
+        unique: Of its sends that say nothing else: `worker.Unique(...)`, or True for one job with the same arguments.
+        aliases: Parameters that had another name, as `{"old": "new"}`: jobs sent with the old name still run.
+        former_names: Names this job had: jobs sent under them still run, and run as this one.
         options: Those of `dramatiq.actor`; and `transaction=False` for a connection in autocommit, where each statement
             and each send counts at once, and a run that is repeated repeats them: at least once, not exactly once.
 
@@ -146,8 +339,9 @@ def job(
     if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
         raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
     declaring: Callable[..., Any] = Job
+    declared = partial(declaring, limit=limit, unique=unique, aliases=aliases, former_names=former_names)
     decorator = dramatiq.actor(
-        actor_class=partial(declaring, limit=limit),
+        actor_class=declared,
         actor_name=name,
         queue_name=queue,
         priority=priority,

@@ -6,33 +6,38 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import dramatiq.broker
 import psycopg
 import psycopg_pool
-from dramatiq import Broker, Consumer, Message, Middleware
+from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import GroupCallbacks, default_middleware
+from dramatiq.middleware import Retries as DramatiqRetries
 from dramatiq.results import Results
 
 from worker import log
-from worker.errors import ConfigError, SchemaError
+from worker.errors import ArgumentError, ConfigError
 from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
+from worker.queue.binding import bound_connection
 from worker.queue.claim import Claim
 from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.enqueue import bound_connection, check_delay, encode, insert
+from worker.queue.enqueue import encode
 from worker.queue.history import History
+from worker.queue.insertion import Standing
 from worker.queue.lease import Lease, application_name
 from worker.queue.new_job import NewJob
+from worker.queue.retries import Retries
 from worker.queue.schema import Schema
+from worker.queue.send_options import check_delay
+from worker.queue.sending import wait_for, write, write_async
+from worker.queue.sent import Sent
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.queue.statements import FLUSH_QUEUES, HAS_JOBS
 from worker.queue.transaction import Transaction
@@ -42,8 +47,6 @@ logger = log.get_logger(__name__)
 
 T = TypeVar("T")
 
-# How long a send inside a worker waits for the dispatcher, which may just be reconnecting.
-_SEND_PATIENCE = 30.0
 _JOIN_INTERVAL = 0.02
 _STATES = ["available", "held", "scheduled", "running"]
 
@@ -58,6 +61,7 @@ class PostgresBroker(Broker):
         url: A libpq connection string for a pool of its own; the process's pool, `worker.get_pool()`, when None.
         pool: An open pool to use instead.
         schema: The schema that holds the tables; `WORKER_SCHEMA` or "worker" when None.
+        max_args: The most bytes that the encoded arguments of a job may have; `WORKER_MAX_ARGS` or 1 MiB when None.
         middleware: When None, Dramatiq's default list, and results and groups on Postgres, so that
             `store_results=True` is all they need. The job transactions come first in any case.
         lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
@@ -71,14 +75,16 @@ class PostgresBroker(Broker):
         schema: str | None = None,
         middleware: list[Middleware] | None = None,
         lease: float = 10.0,
+        max_args: int | None = None,
     ) -> None:
         # First of the list: its before-hooks come first and its after-hooks last.
         self._ours: list[Middleware] = []
         ours = [Results(backend=PostgresResults(self)), PostgresGroups(self)] if middleware is None else []
-        rest = [make() for make in default_middleware] if middleware is None else middleware
+        rest = _default_middleware() if middleware is None else middleware
         self._url = url
         self._pool = pool
         self._lease_duration = lease
+        self._max_args = max_args
         self._opening = threading.RLock()
         self._open = ExitStack()
         self._feed: ConsumerFeed | None = None
@@ -102,7 +108,7 @@ class PostgresBroker(Broker):
             return self._pool
 
     @property
-    def _lender(self) -> psycopg_pool.ConnectionPool[Any]:
+    def lender(self) -> psycopg_pool.ConnectionPool[Any]:
         """What sends borrow from; other than `pool` only when the application has bound a pool of its own."""
         return get_lender() if self._pool is None and self._url is None else self.pool
 
@@ -113,8 +119,15 @@ class PostgresBroker(Broker):
             self._schema = Schema(Settings.read(os.environ).config.schema)
         return self._schema
 
+    @property
+    def max_args(self) -> int:
+        """The most bytes that the encoded arguments of a job may have: as given, or the process's setting."""
+        if self._max_args is None:
+            self._max_args = Settings.read(os.environ).config.max_args
+        return self._max_args
+
     @contextmanager
-    def on(self, pool: Pool, schema: Schema) -> Iterator[None]:
+    def on(self, pool: Pool | None, schema: Schema) -> Iterator[None]:
         """Work on *pool* and *schema* while the block lasts, whatever the broker was made for; a worker does."""
         before = self._pool, self._schema
         self._pool, self._schema = pool, schema
@@ -129,6 +142,20 @@ class PostgresBroker(Broker):
         return any(getattr(actor, "limit", None) is not None for actor in list(self.actors.values()))
 
     # Declaring
+
+    def declare_actor(self, actor: Actor[..., Any]) -> None:
+        """
+        Declare an actor, and make the jobs sent under its former names its own.
+
+        Raises:
+            ConfigError: Another actor has one of those names.
+        """
+        former_names = getattr(actor, "former_names", ())
+        for name in [actor.actor_name, *former_names]:
+            if (other := self.actors.get(name)) is not None and other is not actor:
+                raise ConfigError(f"job {actor.actor_name!r}: {name!r} is a name of job {other.actor_name!r} already")
+        super().declare_actor(actor)
+        self.actors.update(dict.fromkeys(former_names, actor))
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue; again is harmless. No I/O: a queue is a name on a row."""
@@ -162,24 +189,78 @@ class PostgresBroker(Broker):
         if isinstance(message, Delivery) and message.settled:
             # Dramatiq's Worker calls the hooks again when it was interrupted in them: what is committed is not retried.
             return message
+        [sent] = self.enqueue_many([message], delay=delay)
+        return sent
+
+    def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """
+        `enqueue` for many: all or none, in one transaction.
+
+        Returns:
+            Them in order; of one that an existing job stands for, as its unique key says, a `Sent` with that job's id.
+        """
+        prepared = [self._prepare(message, delay) for message in messages]
+        bound = bound_connection()
+        if messages and bound is not None and not isinstance(bound, psycopg.Connection):
+            raise ArgumentError(
+                f"job {messages[0].actor_name!r}: a send under a bound psycopg.AsyncConnection would block its event"
+                " loop: use `await send_async(...)`, or one of its kin"
+            )
+        delivery = current.get()
+        if delivery is not None and delivery.collecting:
+            for message in prepared:
+                self.emit_before("enqueue", message, delay)
+                self._collect(delivery, message, delay)
+                self.emit_after("enqueue", message, delay)
+            return prepared
+        jobs = self._encode_all(prepared, delay)
+        return self._enqueued(prepared, delay, jobs, write(self, jobs) if jobs else {})
+
+    async def enqueue_async(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """`enqueue_many` for coroutines: the loop goes on meanwhile."""
+        prepared = [self._prepare(message, delay) for message in messages]
+        jobs = self._encode_all(prepared, delay)
+        return self._enqueued(prepared, delay, jobs, await write_async(self, jobs) if jobs else {})
+
+    def _prepare(self, message: Message[Any], delay: int | None) -> Message[Any]:
         if delay is not None:
             check_delay(message.actor_name, delay)
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
         if q_name(message.queue_name) not in self.queues:
             raise QueueNotFound(message.queue_name)
-        self.emit_before("enqueue", message, delay)
-        delivery = current.get()
-        if delivery is not None and delivery.collecting:
-            self._collect(delivery, message, delay)
-        else:
-            self._write(self.encode(message, delay))
-        self.emit_after("enqueue", message, delay)
         return message
+
+    def _encode_all(self, messages: Sequence[Message[Any]], delay: int | None) -> list[NewJob]:
+        """Every row, before anything is written."""
+        jobs = []
+        for index, message in enumerate(messages):
+            self.emit_before("enqueue", message, delay)
+            try:
+                jobs.append(self.encode(message, delay))
+            except ArgumentError as exc:
+                if len(messages) == 1:
+                    raise
+                raise ArgumentError(f"send_many(), item {index}: {exc}") from None
+        if len({new.id for new in jobs}) < len(jobs):
+            raise ArgumentError(f"send_many(): of {len(jobs)} messages some are the same: send each once")
+        return jobs
+
+    def _enqueued(
+        self, messages: Sequence[Message[Any]], delay: int | None, jobs: Sequence[NewJob], standing: Standing
+    ) -> list[Message[Any]]:
+        enqueued = []
+        for message, new in zip(messages, jobs, strict=True):
+            existing = standing.get(new.id)
+            if existing is None:
+                self.emit_after("enqueue", message, delay)
+            enqueued.append(message if existing is None else Sent.of(message, existing=str(existing)))
+        return enqueued
 
     def encode(self, message: Message[Any] | Delivery, delay: int | None) -> NewJob:
         """The row of *message*."""
-        return encode(message, delay, self.actors.get(message.actor_name))  # type: ignore[arg-type]  # a proxy is a message
+        actor = self.actors.get(message.actor_name)
+        return encode(message, delay, actor, max_size=self.max_args)  # type: ignore[arg-type]  # a proxy is a message
 
     def keep_house(self) -> None:
         """Have the dispatcher make the history's partitions now: a commit has found none for its day."""
@@ -194,22 +275,6 @@ class PostgresBroker(Broker):
             delivery.broken = exc
             raise
 
-    def _write(self, job: NewJob) -> None:
-        if (conn := bound_connection()) is not None:
-            insert(conn, self.schema, [job])
-            return
-        try:
-            if self.dispatcher is not None:
-                with shield.get()():
-                    _wait_for(self.dispatcher.send([job]))
-            else:
-                with self._lender.connection() as conn:
-                    insert(conn, self.schema, [job])
-        except psycopg.errors.UndefinedTable as exc:
-            raise SchemaError(f"schema {self.schema.name!r} is not there yet: run 'worker migrate'") from exc
-        except (psycopg.OperationalError, psycopg.InternalError) as exc:
-            raise BrokerConnectionError(f"job {job.actor!r} was not enqueued for certain: {exc}") from exc
-
     def execute(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """
         Run *work*, which must be short, in a transaction of its own: in a worker on the reserved connection.
@@ -220,7 +285,7 @@ class PostgresBroker(Broker):
         with _reaching_the_database():
             if self.dispatcher is not None:
                 with shield.get()():
-                    return _wait_for(self.dispatcher.submit(work))
+                    return wait_for(self.dispatcher.submit(work))
             with self.pool.connection() as conn:
                 return work(conn)
 
@@ -350,19 +415,14 @@ def postgres_broker() -> PostgresBroker:
     return broker
 
 
+def _default_middleware() -> list[Middleware]:
+    """Dramatiq's own, but with our retries."""
+    return [Retries() if make is DramatiqRetries else make() for make in default_middleware]
+
+
 @contextmanager
 def _reaching_the_database() -> Iterator[None]:
     try:
         yield
     except psycopg.OperationalError as exc:
         raise BrokerConnectionError(str(exc)) from exc
-
-
-def _wait_for(sent: Future[T]) -> T:
-    try:
-        return sent.result(_SEND_PATIENCE)
-    except FutureTimeout:
-        sent.cancel()
-        raise psycopg.OperationalError(f"the database did not answer within {_SEND_PATIENCE:.0f} s") from None
-    except CancelledError:
-        raise psycopg.OperationalError("the worker has stopped before it was written") from None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dramatiq.middleware import SkipMessage
 
-from worker.errors import Cancelled
+from worker.errors import Cancelled, UnreadableJob
 from worker.queue.delivery import Delivery, describe
 from worker.queue.enqueue import encode_options
 from worker.queue.settlement import CANCELLED, Outcome, Settlement, storable
+from worker.queue.snooze import Snooze
 
 
 def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
@@ -15,6 +16,8 @@ def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
     proof = delivery.claim.id, delivery.claim.token
     if isinstance(exception, Cancelled):
         return Settlement(*proof, Outcome.DEAD, error=CANCELLED, following=tuple(delivery.following))
+    if isinstance(exception, Snooze):
+        return Settlement(*proof, Outcome.RELEASED, exception.seconds)
     if delivery.costs_no_attempt(exception):
         # Soon, but not at once: whatever cut it short may need a moment, and each time a longer one.
         delay = 0.0 if delivery.stopped else 0.1 * 4**delivery.cuts
@@ -23,6 +26,8 @@ def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
         options = encode_options({**delivery.sent_options, "cuts": delivery.cuts + 1}, delivery.claim.actor)
         return Settlement(*proof, Outcome.RELEASED, delay, storable(describe(exception)), options)
     following = tuple(delivery.following)
+    if isinstance(exception, UnreadableJob):
+        return Settlement(*proof, Outcome.DEAD, error=storable(f"quarantined: {exception}"), following=following)
     if delivery.broken is not None:
         # What should follow from the job cannot be stored, now or at any later attempt.
         return Settlement(*proof, Outcome.DEAD, error=storable(describe(delivery.broken)))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 import psycopg
 
 from worker.errors import Refused
+from worker.queue.snooze import Snooze
 
 
 class Finishing(Protocol):
@@ -74,3 +75,12 @@ class Context:
         """The tick that this job was sent for, aware UTC, however late it runs; of a run by hand the time of asking."""
         tick = self.options.get("scheduled_for")
         return None if tick is None else datetime.fromisoformat(tick)
+
+    def snooze(self, seconds: float | timedelta) -> NoReturn:
+        """
+        End this run and begin anew in *seconds*, as if it had not been: it costs no attempt, its writes are undone.
+
+        Raises:
+            Snooze: Always; that is what ends it.
+        """
+        raise Snooze(seconds)

@@ -67,6 +67,7 @@ class Delivery(MessageProxy):
         self.broken: Exception | None = None
         self._in_body = False
         self.finishing: Callable[[], Finishing] | None = None
+        self._view: psycopg.AsyncConnection[Any] | None = None
 
     @property
     def stopping(self) -> threading.Event:
@@ -106,7 +107,15 @@ class Delivery(MessageProxy):
             return self.context
         if self.conn is None:
             raise RuntimeError(f"job {self.claim.actor!r}: no connection was opened for this run")
-        return self.conn if kind == "Connection" else self.pool.view(self.conn)
+        return self.conn if kind == "Connection" else self.view
+
+    @property
+    def view(self) -> psycopg.AsyncConnection[Any]:
+        """This run's connection for coroutines: always the same one, because each has a lock of its own."""
+        if self._view is None:
+            assert self.conn is not None  # noqa: S101  # asked for by a run that has one
+            self._view = self.pool.view(self.conn)
+        return self._view
 
     @property
     def holder(self) -> str:

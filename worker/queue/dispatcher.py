@@ -24,7 +24,7 @@ from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
-from worker.queue.sends import Sends, Sent
+from worker.queue.sends import Send, Sends
 from worker.queue.settlement import CANCELLED, Outcome, Settlement
 from worker.queue.submissions import Submissions
 
@@ -126,7 +126,7 @@ class Dispatcher:
         self._outstanding.pop(claim.proof, None)
 
     def send(self, jobs: Sequence[NewJob]) -> Future[None]:
-        """Enqueue *jobs* with the next group commit; durable when the future is done."""
+        """Enqueue *jobs*, which must be plain, with the next group commit; durable when the future is done."""
         self._check_not_over()
         sent = self._sends.add(jobs)
         self.wake()
@@ -304,11 +304,12 @@ class Dispatcher:
         promoting = now >= self._next_due
         # What is due after those that are promoted, only the heartbeat knows.
         renewing = promoting or now >= self._renew_at
-        outcomes, sends = self._outcomes.take(last=self._stop_by is not None), self._sends.take()
+        taken = self._outcomes.take(last=self._stop_by is not None)
+        outcomes, sends = self._outcomes.write_special(conn, taken), self._sends.take()
         new = [one for jobs, _ in sends for one in jobs]
         # What these make available is claimed behind them in the same trip.
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
-        self._hungry |= any(one.makes_available for one, _ in outcomes)
+        self._hungry |= any(one.makes_available for one, _ in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
         admitting = self._feed.has_lanes
         self._hungry |= admitting
@@ -346,7 +347,7 @@ class Dispatcher:
         if renewing and self._heard(conn, reply.look) and not errand.rooms:
             self.wake()
 
-    def _write_apart(self, conn: psycopg.Connection[Any], outcomes: list[Pending], sends: list[Sent]) -> None:
+    def _write_apart(self, conn: psycopg.Connection[Any], outcomes: list[Pending], sends: list[Send]) -> None:
         """Something in an exchange was refused, and all of it undone."""
         try:
             self._outcomes.write_apart(conn, outcomes)

@@ -1,91 +1,62 @@
-"""Enqueueing: a message becomes a row, in the caller's own transaction if there is one."""
+"""Enqueueing: a message becomes a row to be."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import psycopg
 from dramatiq import Actor, Message
 from dramatiq.common import q_name
 
 from worker.errors import ArgumentError
 from worker.queue.actor import Job
 from worker.queue.identity import job_id
-from worker.queue.new_job import NewJob, columns
-from worker.queue.schema import Schema
-from worker.queue.signature import NUL_ESCAPE
-from worker.queue.statements import INSERT_JOBS
-
-_bound: ContextVar[psycopg.Connection[Any] | None] = ContextVar("bound", default=None)
-
-_PRIORITY_LIMIT = 1_000_000
-_MAX_DELAY = 100 * 366 * 86400.0
+from worker.queue.json_values import NUL_ESCAPE
+from worker.queue.new_job import NewJob
+from worker.queue.send_options import MAX_DELAY, MAX_PRIORITY, OF_THE_ROW, check_priority, check_tags, read_unique
+from worker.queue.unique import JobKey
 
 
-def bound_connection() -> psycopg.Connection[Any] | None:
-    """The connection that a send on this thread or task belongs to, if any."""
-    return _bound.get()
-
-
-@contextmanager
-def bind(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    """
-    Make every send within the block part of *conn*'s transaction: the jobs exist only if it commits.
-
-    Raises:
-        TypeError: *conn* is not a `psycopg.Connection`.
-    """
-    if not isinstance(conn, psycopg.Connection):
-        raise TypeError(
-            f"bind() takes a psycopg.Connection, not {type(conn).__module__}.{type(conn).__qualname__};"
-            " of a SQLAlchemy session that is session.connection().connection.driver_connection"
-        )
-    token = _bound.set(conn)
-    try:
-        yield
-    finally:
-        _bound.reset(token)
-
-
-def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | None) -> NewJob:
+def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | None, *, max_size: int) -> NewJob:
     """
     The row of *message*, which may be a MessageProxy.
 
     Args:
         delay: Milliseconds, as Dramatiq counts them; without one an `eta` among the options counts.
+        max_size: Of the encoded arguments, in bytes.
 
     Raises:
         ArgumentError: The arguments or options cannot be stored.
     """
-    options = {name: value for name, value in message.options.items() if name != "eta"}
-    wait = delay / 1000 if delay is not None else _until(message.options.get("eta"))
-    if not wait <= _MAX_DELAY:
-        raise ArgumentError(f"job {message.actor_name!r}: a delay of {wait:g} s is more than the 100 years allowed")
-    priority = max(-_PRIORITY_LIMIT, min(_PRIORITY_LIMIT, actor.priority if actor is not None else 0))
-    queue = q_name(message.queue_name)
-    head = (job_id(message.message_id), queue, message.actor_name, priority, wait, message.message_timestamp / 1000)
+    name = message.actor_name
+    at = _instant(message.options.get("eta"))
+    wait = delay / 1000 if delay is not None else _until(at)
+    if not wait <= MAX_DELAY:
+        raise ArgumentError(f"job {name!r}: a delay of {wait:g} s is more than the 100 years allowed")
+    tags = message.options.get("tags")
+    row = NewJob(
+        id=job_id(message.message_id),
+        queue=q_name(message.queue_name),
+        actor=name,
+        priority=_priority(message, actor),
+        delay=wait,
+        enqueued=message.message_timestamp / 1000,
+        args=None,
+        options=None,
+        message=None,
+        at=at if delay is None else None,
+        tags=() if tags is None else check_tags(name, tags),
+    )
     if isinstance(actor, Job):
         args = actor.signature.encode(message.args, message.kwargs)
-        if actor.limit is not None:
-            options["lane"] = actor.limit.lane(message.actor_name, args, actor.signature.parameters)
-        return NewJob(*head, args, encode_options(options, message.actor_name), None)
-    plain: Message[Any] = Message(
-        queue, message.actor_name, message.args, message.kwargs, options, message.message_id, message.message_timestamp
-    )
-    return NewJob(*head, None, None, plain.encode())
-
-
-def check_delay(actor: str, delay: object) -> None:
-    """Refuse what is no delay, while its sender can still be told."""
-    if not isinstance(delay, int | float) or isinstance(delay, bool) or not delay >= 0:
-        raise ArgumentError(
-            f"job {actor!r}: delay={delay!r}: expected milliseconds from now, 0 or more, or a timedelta"
-        )
+        lane = None if actor.limit is None else actor.limit.lane(name, args, actor.signature.parameters)
+        row = row._replace(args=args, options=_options(message, lane))
+    else:
+        row = row._replace(message=_plain(message, row.queue))
+    _check_size(row, max_size)
+    return row._replace(key=_key(message, actor, row.args, waits=delay is not None or at is not None))
 
 
 def encode_options(options: dict[str, Any], actor: str) -> str:
@@ -96,19 +67,59 @@ def encode_options(options: dict[str, Any], actor: str) -> str:
         raise ArgumentError(f"job {actor!r}: options {sorted(options)}: {exc}") from None
 
 
-def _until(eta: Any) -> float:
-    # Whatever else stands there means now, as Dramatiq's own worker treats it.
-    if isinstance(eta, int | float) and not isinstance(eta, bool):
-        return max(0.0, eta / 1000 - time.time())
-    return 0.0
+def _options(message: Message[Any], lane: Any) -> str:
+    options = {name: value for name, value in message.options.items() if name not in OF_THE_ROW}
+    if lane is not None:
+        options["lane"] = lane
+    return encode_options(options, message.actor_name)
 
 
-def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]) -> None:
-    """Insert *jobs* on *conn*, within its transaction if it is in one; workers wake when it commits."""
-    conn.execute(
-        schema.render(INSERT_JOBS).encode(),
-        {
-            **schema.channels,
-            **columns(jobs),
-        },
+def _plain(message: Message[Any], queue: str) -> bytes:
+    options = {name: value for name, value in message.options.items() if name != "eta"}
+    plain: Message[Any] = Message(
+        queue, message.actor_name, message.args, message.kwargs, options, message.message_id, message.message_timestamp
     )
+    return plain.encode()
+
+
+def _priority(message: Message[Any], actor: Actor[..., Any] | None) -> int:
+    if (given := message.options.get("priority")) is not None:
+        return check_priority(message.actor_name, given)
+    return max(-MAX_PRIORITY, min(MAX_PRIORITY, actor.priority if actor is not None else 0))
+
+
+def _key(message: Message[Any], actor: Actor[..., Any] | None, args: str | None, *, waits: bool) -> JobKey | None:
+    name = message.actor_name
+    given = message.options.get("unique")
+    unique = actor.unique if given is None and isinstance(actor, Job) else read_unique(name, given)
+    if unique is None:
+        return None
+    if unique.on_conflict == "debounce" and not waits:
+        raise ArgumentError(f"job {name!r}: unique on_conflict='debounce' waits for a pause: give it by delay= or at=")
+    try:
+        return unique.holding(args)
+    except ArgumentError as exc:
+        raise ArgumentError(f"job {name!r}: {exc}") from None
+
+
+def _check_size(row: NewJob, limit: int) -> None:
+    size = len(row.args.encode()) if row.args is not None else len(row.message or b"")
+    if size > limit:
+        raise ArgumentError(
+            f"job {row.actor!r}: its arguments are {size:,} bytes of JSON, expected at most {limit:,}"
+            " (WORKER_MAX_ARGS): keep what is large in a table or a file, and send its id"
+        )
+
+
+def _instant(eta: Any) -> datetime | None:
+    # Whatever else stands there means now, as Dramatiq's own worker treats it.
+    if not isinstance(eta, int | float) or isinstance(eta, bool):
+        return None
+    try:
+        return datetime.fromtimestamp(eta / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.max.replace(tzinfo=UTC) if eta > 0 else None
+
+
+def _until(at: datetime | None) -> float:
+    return 0.0 if at is None else max(0.0, at.timestamp() - time.time())

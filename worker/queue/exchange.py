@@ -10,8 +10,8 @@ from uuid import UUID
 import psycopg
 
 from worker.queue.claim import Claim
-from worker.queue.enqueue import insert
 from worker.queue.feed import Room
+from worker.queue.insertion import insert
 from worker.queue.lanes import admit, has_left_some
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
@@ -26,6 +26,8 @@ class Errand(NamedTuple):
     What a pass has to say and to ask.
 
     Args:
+        settlements: Those that one statement writes.
+        new: Plain ones, for the same reason.
         begun: Jobs that were claimed ahead and run by now.
         rooms: What to claim for; those without room are passed over.
         promoting: Whether jobs for later may have become due.

@@ -10,8 +10,8 @@ import psycopg
 from worker.errors import Refused
 from worker.pool import Connection, shield
 from worker.pool.lending import in_thread
+from worker.queue.binding import bind
 from worker.queue.delivery import Delivery
-from worker.queue.enqueue import bind
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.schema import Schema
 

@@ -81,6 +81,25 @@ class GroupCommit:
             batch.append(self._pending.popleft())
         return batch
 
+    def write_special(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> list[Pending]:
+        """
+        Write those of *batch* that take several statements, and cannot go with others in one trip.
+
+        Returns:
+            The rest, to be confirmed, put back or written apart.
+
+        Raises:
+            OperationalError: The database is away; nothing is forgotten, of the rest neither.
+        """
+        rest = [item for item in batch if item[0].is_one_statement]
+        if len(rest) < len(batch):
+            try:
+                self.write_apart(conn, [item for item in batch if not item[0].is_one_statement])
+            except psycopg.Error:
+                self.put_back(rest)
+                raise
+        return rest
+
     def confirm(self, batch: list[Pending], owned: set[UUID]) -> None:
         """*batch* is durable; the tokens of *owned* held."""
         for settlement, written in batch:

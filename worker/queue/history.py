@@ -22,6 +22,7 @@ from worker.queue.history_statements import (
     UNLOCK_HISTORY,
 )
 from worker.queue.schema import Schema
+from worker.queue.sending_statements import FORGET_KEYS, FORGET_TAGS
 
 logger = log.get_logger(__name__)
 
@@ -87,6 +88,8 @@ class History:
         for day, state in present.items():
             if day < today - timedelta(days=self._keep):
                 self._drop(conn, day, state)
+        conn.execute(self._schema.render(FORGET_KEYS).encode())
+        conn.execute(self._schema.render(FORGET_TAGS).encode(), {"keep": self._keep})
 
     def _today(self, conn: psycopg.Connection[Any]) -> date:
         [(today,)] = conn.execute(GET_TODAY).fetchall()

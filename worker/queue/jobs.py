@@ -26,21 +26,27 @@ _WAITING = ("scheduled", "held", "available")
 # Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
 # id of each partition, and those of states that nobody asked for are not looked at.
 FIND_JOBS: LiteralString = """
+    SELECT found.*, ARRAY(SELECT tag FROM {schema}.job_tag WHERE job_id = found.id ORDER BY tag) AS tags
+    FROM (
     (
         SELECT id, state, queue, actor, attempt, crashes, priority, due_at, enqueued_at, claimed_at AS started_at,
-            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error, cancelled_at
+            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error, cancelled_at,
+            options -> 'errors' AS errors
         FROM {schema}.job
         WHERE state = ANY(%(states)s)
           AND id BETWEEN %(first_id)s AND %(last_id)s
           AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
           AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
           AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND (%(tags)s::text[] IS NULL OR id IN (
+            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+          ))
         ORDER BY id DESC
         LIMIT %(limit)s
     )
     UNION ALL (
         SELECT id, outcome, queue, actor, attempt, 0, priority, due_at, enqueued_at, started_at, finished_at, worker,
-            args, error, NULL::timestamptz
+            args, error, NULL::timestamptz, NULL
         FROM {schema}.job_history
         WHERE 'done' = ANY(%(states)s)
           AND outcome = 'done'
@@ -48,23 +54,31 @@ FIND_JOBS: LiteralString = """
           AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
           AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
           AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND (%(tags)s::text[] IS NULL OR id IN (
+            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+          ))
         ORDER BY id DESC
         LIMIT %(limit)s
     )
     UNION ALL (
         SELECT id, 'dead', queue, actor, attempt, crashes, priority, due_at, enqueued_at, started_at, died_at, worker,
-            args, error, NULL::timestamptz
+            args, error, NULL::timestamptz, options -> 'errors'
         FROM {schema}.job_dead
         WHERE 'dead' = ANY(%(states)s)
           AND id BETWEEN %(first_id)s AND %(last_id)s
           AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
           AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
           AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND (%(tags)s::text[] IS NULL OR id IN (
+            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+          ))
         ORDER BY id DESC
         LIMIT %(limit)s
     )
     ORDER BY id DESC
-    LIMIT %(limit)s"""
+    LIMIT %(limit)s
+    ) AS found
+    ORDER BY id DESC"""
 
 # job_dead_pkey. A dead letter whose id lives again, because it was sent anew, stays where it is.
 TAKE_DEAD: LiteralString = """
@@ -74,6 +88,9 @@ TAKE_DEAD: LiteralString = """
       AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
       AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
       AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+      AND (%(tags)s::text[] IS NULL OR id IN (
+        SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
+      ))
       AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = dead.id)
     ORDER BY id
     LIMIT %(limit)s
@@ -114,6 +131,7 @@ class JobFilter:
         states: Some of `STATES`.
         id: A whole id, or the beginning of one.
         since: Enqueued at or after this instant.
+        tags: With all of these tags.
 
     Raises:
         ArgumentError: A state is unknown, or *id* is not the beginning of one.
@@ -124,6 +142,7 @@ class JobFilter:
     queues: Sequence[str] | None = None
     actors: Sequence[str] | None = None
     since: datetime | None = None
+    tags: Sequence[str] | None = None
     limit: int = 100
     _parameters: dict[str, Any] = field(init=False, repr=False, compare=False)
 
@@ -135,6 +154,7 @@ class JobFilter:
             "states": list(self.states), "first_id": first_id, "last_id": last_id, "since": self.since,
             "queues": None if self.queues is None else list(self.queues),
             "actors": None if self.actors is None else list(self.actors),
+            "tags": list(self.tags) if self.tags else None, "num_tags": len(set(self.tags or ())),
         })  # fmt: skip
 
 
@@ -158,6 +178,8 @@ class FoundJob:
     error: str | None
     cancelled_at: datetime | None
     """When somebody cancelled a job that still runs."""
+    errors: list[dict[str, Any]] | None
+    tags: list[str]
 
 
 class Jobs:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from worker.queue.unique import JobKey
+
 
 class NewJob(NamedTuple):
-    """A row to be; *delay* in seconds from now by the database's clock, *enqueued* in seconds since 1970."""
+    """
+    A row to be.
+
+    Args:
+        delay: Seconds from now by the database's clock; of a job with *at* only about so many.
+        enqueued: Seconds since 1970.
+        at: When it is due, if that was said as an instant.
+    """
 
     id: UUID
     queue: str
@@ -19,10 +29,30 @@ class NewJob(NamedTuple):
     args: str | None
     options: str | None
     message: bytes | None
+    at: datetime | None = None
+    tags: tuple[str, ...] = ()
+    key: JobKey | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its row is all there is of it, so that one statement writes it with any number of others."""
+        return self.key is None and not self.tags
+
+
+_COLUMNS = {
+    "ids": "id",
+    "queues": "queue",
+    "actors": "actor",
+    "priorities": "priority",
+    "delays": "delay",
+    "enqueued": "enqueued",
+    "args": "args",
+    "options": "options",
+    "messages": "message",
+    "instants": "at",
+}
 
 
 def columns(jobs: Sequence[NewJob], prefix: str = "") -> dict[str, list[Any]]:
     """*jobs* by column, as the statements take them."""
-    names = ("ids", "queues", "actors", "priorities", "delays", "enqueued", "args", "options", "messages")
-    by_column = list(zip(*jobs, strict=True)) or [()] * len(names)
-    return {prefix + name: list(column) for name, column in zip(names, by_column, strict=True)}
+    return {prefix + name: [getattr(new, field) for new in jobs] for name, field in _COLUMNS.items()}

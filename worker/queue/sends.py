@@ -9,11 +9,11 @@ from typing import Any
 
 import psycopg
 
-from worker.queue.enqueue import insert
+from worker.queue.insertion import insert
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 
-Sent = tuple[Sequence[NewJob], "Future[None]"]
+Send = tuple[Sequence[NewJob], "Future[None]"]
 
 
 class Sends:
@@ -21,32 +21,32 @@ class Sends:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._pending: deque[Sent] = deque()
+        self._pending: deque[Send] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._pending)
 
     def add(self, jobs: Sequence[NewJob]) -> Future[None]:
-        """Take *jobs* of one sender; durable when the future is done."""
+        """Take *jobs* of one sender, plain ones; durable when the future is done."""
         sent: Future[None] = Future()
         self._pending.append((jobs, sent))
         return sent
 
-    def take(self) -> list[Sent]:
+    def take(self) -> list[Send]:
         """Everything whose sender has not given up, to be confirmed, failed or written apart."""
         return accepted(self._pending)
 
-    def confirm(self, batch: list[Sent]) -> None:
+    def confirm(self, batch: list[Send]) -> None:
         """Tell the senders of *batch* that it is durable."""
         for _, sent in batch:
             sent.set_result(None)
 
-    def fail(self, batch: list[Sent], exc: psycopg.Error) -> None:
+    def fail(self, batch: list[Send], exc: psycopg.Error) -> None:
         """A lost confirmation may hide a commit: the senders must hear that it is not known."""
         for _, sent in batch:
             sent.set_exception(exc)
 
-    def write_apart(self, conn: psycopg.Connection[Any], batch: list[Sent]) -> None:
+    def write_apart(self, conn: psycopg.Connection[Any], batch: list[Send]) -> None:
         """
         Write sender by sender, so that nobody fails for his neighbour's job.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 
+from worker.queue.insertion import commits_by_itself, insert
 from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
 from worker.queue.statements import FINISH_JOBS, SETTLE_JOBS
@@ -47,9 +49,14 @@ class Settlement(NamedTuple):
     following: tuple[NewJob, ...] = ()
 
     @property
-    def is_plain(self) -> bool:
+    def is_bare(self) -> bool:
         """Whether it says that the job is done and nothing else."""
         return self.outcome is Outcome.DONE and self[3:] == (0.0, None, None, None, ())
+
+    @property
+    def is_one_statement(self) -> bool:
+        """Whether a single statement writes it, with any number of others, so that a pipeline can take it."""
+        return all(new.is_plain for new in self.following)
 
     @property
     def makes_available(self) -> bool:
@@ -60,26 +67,36 @@ class Settlement(NamedTuple):
 
 def settle(conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]) -> set[UUID]:
     """
-    Write *settlements* in one statement, within the transaction of *conn* if it is in one.
+    Write *settlements* together, within the transaction of *conn* if it is in one.
 
     Returns:
         The ids whose token still held; of all others nothing was written: their lease is lost.
     """
-    return {row[0] for row in send_settlements(conn, schema, settlements)}
+    if all(settlement.is_one_statement for settlement in settlements):
+        return {row[0] for row in send_settlements(conn, schema, settlements)}
+    with conn.transaction() if commits_by_itself(conn) else nullcontext():
+        owned = {row[0] for row in send_settlements(conn, schema, settlements)}
+        following = [new for settlement in settlements if settlement.id in owned for new in settlement.following]
+        insert(conn, schema, [new for new in following if not new.is_plain])
+        return owned
 
 
 def send_settlements(
     conn: psycopg.Connection[Any], schema: Schema, settlements: Sequence[Settlement]
 ) -> psycopg.Cursor[Any]:
-    """The same for a pipeline: what the cursor holds is read when the pipeline is synced."""
+    """
+    The same in one statement, for a pipeline: what the cursor holds is read when the pipeline is synced.
+
+    What follows from a settlement and is not plain is left to `settle`, which asks whether the token held.
+    """
     # In the order of their ids, as every batch is, so that two of them cannot wait for each other.
     settlements = sorted(settlements, key=lambda settlement: (settlement.id, settlement.token))
-    if all(settlement.is_plain for settlement in settlements):
+    if all(settlement.is_bare for settlement in settlements):
         # As text: a list of UUIDs costs psycopg more than the database.
         ids = "{" + ",".join([str(settlement.id) for settlement in settlements]) + "}"
         tokens = "{" + ",".join([str(settlement.token) for settlement in settlements]) + "}"
         return conn.execute(schema.render(FINISH_JOBS).encode(), {"ids": ids, "tokens": tokens})
-    parents = [(settlement.id, new) for settlement in settlements for new in settlement.following]
+    parents = [(settlement.id, new) for settlement in settlements for new in settlement.following if new.is_plain]
     return conn.execute(
         schema.render(SETTLE_JOBS).encode(),
         {

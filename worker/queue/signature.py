@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_origin, get_type_hints
@@ -14,9 +12,10 @@ import msgspec
 import msgspec.inspect
 import psycopg
 
-from worker.errors import ArgumentError, SignatureError
+from worker.errors import ArgumentError, SignatureError, UnreadableJob
 from worker.pool import Connection, Pool
 from worker.queue.context import Context
+from worker.queue.json_values import NUL_ESCAPE, exact_floats, is_finite, is_plain, is_same
 
 _INJECTED: dict[type, str] = {
     psycopg.Connection: "Connection",
@@ -26,9 +25,6 @@ _INJECTED: dict[type, str] = {
     Context: "Context",
 }
 _CONNECTIONS = ("Connection", "AsyncConnection")
-
-# An escape of U+0000 that is not itself the tail of an escaped backslash; jsonb refuses it.
-NUL_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Signature:
         injected: Kinds of the leading parameters: Connection, AsyncConnection, Pool or Context.
         arguments: A Struct with the others by name: what travels.
         unchecked: Names of arguments without an annotation; they take plain JSON only.
+        loose: Names of arguments whose annotation leaves something open, such as `dict` or `list[Any]`.
+        aliases: Parameters' present names by the names they had.
     """
 
     name: str
@@ -47,11 +45,13 @@ class Signature:
     injected: tuple[str, ...]
     arguments: type[msgspec.Struct]
     unchecked: frozenset[str]
+    loose: frozenset[str]
+    aliases: Mapping[str, str]
     _binding: inspect.Signature
     _decoder: msgspec.json.Decoder[Any]
 
     @classmethod
-    def read(cls, fn: Callable[..., Any], name: str) -> Signature:
+    def read(cls, fn: Callable[..., Any], name: str, *, aliases: Mapping[str, str] | None = None) -> Signature:
         """
         Read the signature of the job *name*.
 
@@ -75,8 +75,11 @@ class Signature:
             decoder = msgspec.json.Decoder(arguments)
         except (TypeError, ValueError) as exc:
             raise SignatureError(f"{where}: {exc}") from exc
+        binding = inspect.Signature(parameters)
         unchecked = frozenset(parameter.name for parameter in parameters if parameter.name not in hints)
-        return cls(name, is_async, tuple(injected), arguments, unchecked, inspect.Signature(parameters), decoder)
+        loose = frozenset(key for key, hint in hints.items() if key in binding.parameters and _is_open(hint))
+        _check_aliases(aliases or {}, binding, where)
+        return cls(name, is_async, tuple(injected), arguments, unchecked, loose, aliases or {}, binding, decoder)
 
     @cached_property
     def takes_connection(self) -> bool:
@@ -94,6 +97,19 @@ class Signature:
         """The parameters that take arguments, by name."""
         return self._binding.parameters
 
+    def check_names(self, names: Iterable[str]) -> None:
+        """
+        Refuse *names* that are not arguments of the job.
+
+        Raises:
+            SignatureError: Names the first, and the arguments there are.
+        """
+        for name in names:
+            if name not in self._binding.parameters:
+                raise SignatureError(
+                    f"job {self.name!r}: {name!r} is none of its arguments ({', '.join(self._binding.parameters)})"
+                )
+
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """
         The arguments of one send as a JSON object by name.
@@ -106,17 +122,23 @@ class Signature:
         except TypeError as exc:
             raise ArgumentError(f"job {self.name!r}: {exc}") from None
         for parameter in self.unchecked & given.keys():
-            if not _is_plain(given[parameter]):
+            if not is_plain(given[parameter]):
                 raise ArgumentError(
                     f"job {self.name!r}: argument {parameter!r} is a {type(given[parameter]).__name__}, which JSON"
                     " would change: annotate the parameter with its type, or send plain JSON"
                 )
         try:
-            text = msgspec.json.encode(given)
-            self._decoder.decode(text)
+            text = exact_floats(msgspec.json.encode(given))
+            arrives = self._decoder.decode(text)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
             raise ArgumentError(f"job {self.name!r}: {exc}") from None
-        if b"null" in text and not _is_finite(msgspec.to_builtins(given)):
+        for parameter in self.loose & given.keys():
+            if not is_same(given[parameter], getattr(arrives, parameter)):
+                raise ArgumentError(
+                    f"job {self.name!r}: argument {parameter!r} holds what JSON would change where its annotation"
+                    " leaves the type open: annotate what it holds, or send plain JSON"
+                )
+        if b"null" in text and not is_finite(msgspec.to_builtins(given)):
             raise ArgumentError(f"job {self.name!r}: an argument holds a NaN or an infinity, which JSON cannot carry")
         if NUL_ESCAPE.search(text):
             raise ArgumentError(
@@ -124,28 +146,80 @@ class Signature:
             )
         return text.decode()
 
+    def parse(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """
+        Arguments that a person has typed, as the types they have: `42` is a number for an int and text for a str.
+
+        Raises:
+            ArgumentError: One does not fit its parameter; an unknown one is left for the send to refuse.
+        """
+        types = {field.name: field.type for field in msgspec.structs.fields(self.arguments)}
+        return {name: self._parse(name, text, types.get(name, Any)) for name, text in texts.items()}
+
+    def _parse(self, name: str, text: str, hint: Any) -> Any:
+        if hint is not Any:
+            try:
+                return msgspec.convert(text, hint, strict=False)
+            except msgspec.ValidationError as exc:
+                reason = exc
+        try:
+            return msgspec.json.decode(text, type=hint)
+        except msgspec.ValidationError as exc:
+            raise ArgumentError(f"job {self.name!r}: argument {name!r}: {exc}") from None
+        except msgspec.DecodeError:
+            if hint is Any:
+                return text
+            raise ArgumentError(f"job {self.name!r}: argument {name!r} is {text!r}: {reason}") from None
+
+    def from_json(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Arguments of plain JSON, or of their types already, as the types they have.
+
+        Raises:
+            ArgumentError: One does not fit its parameter; an unknown one is left for the send to refuse.
+        """
+        types = {field.name: field.type for field in msgspec.structs.fields(self.arguments)}
+        try:
+            return {name: msgspec.convert(value, types.get(name, Any)) for name, value in given.items()}
+        except msgspec.ValidationError as exc:
+            raise ArgumentError(f"job {self.name!r}: {exc}") from None
+
     def convert(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """
         The arguments of one run, from plain JSON to the annotated types, defaults filled in.
 
         Raises:
-            ArgumentError: They do not fit, say because they were sent by an older or newer version of the job.
+            UnreadableJob: They do not fit, say because they were sent by an older or newer version of the job.
         """
         try:
             # What was stored was bound when it was sent, so it has names already.
-            given = self._binding.bind(*args, **kwargs).arguments if args else kwargs
+            given = self._renamed(kwargs)
+            if args:
+                given = self._binding.bind(*args, **given).arguments
             struct = msgspec.convert(given, self.arguments)
-        except (TypeError, msgspec.ValidationError) as exc:
-            raise ArgumentError(f"job {self.name!r}: {self._misfit(args, kwargs) or exc}") from None
+        except (TypeError, OverflowError, msgspec.ValidationError) as exc:
+            raise UnreadableJob(
+                f"job {self.name!r}: {self._misfit(args, kwargs) or exc}: it was sent by another version of the job,"
+                f" or by hand; it takes {self._binding}"
+            ) from None
         return msgspec.structs.asdict(struct)
 
     def _misfit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TypeError | None:
         """Which argument is missing or too much, in Python's words."""
         try:
-            self._binding.bind(*args, **kwargs)
+            self._binding.bind(*args, **self._renamed(kwargs))
         except TypeError as exc:
             return exc
         return None
+
+    def _renamed(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not any(old in kwargs for old in self.aliases):
+            return kwargs
+        renamed = dict(kwargs)
+        for old, new in self.aliases.items():
+            if old in renamed:
+                renamed.setdefault(new, renamed.pop(old))
+        return renamed
 
 
 def _hints(fn: Callable[..., Any], where: str) -> dict[str, Any]:
@@ -211,20 +285,24 @@ def _not_json(node: Any) -> Iterator[type]:
             yield from _not_json(item)
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether no float within *value* became a null."""
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+def _is_open(hint: Any) -> bool:
+    """Whether *hint* leaves the type of something open, so that JSON may change it unnoticed."""
+
+    def any_types(node: Any) -> bool:
+        if isinstance(node, msgspec.inspect.AnyType):
+            return True
+        if isinstance(node, msgspec.inspect.StructType):
+            return False
+        if isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field):
+            return any(any_types(getattr(node, name)) for name in node.__struct_fields__)
+        return isinstance(node, tuple) and any(map(any_types, node))
+
+    return any_types(msgspec.inspect.type_info(hint))
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or type(value) in (str, int, bool)
+def _check_aliases(aliases: Mapping[str, str], binding: inspect.Signature, where: str) -> None:
+    for old, new in aliases.items():
+        if old in binding.parameters:
+            raise SignatureError(f"{where}: alias {old!r}: it is the name of a parameter; give it as {{'old': 'new'}}")
+        if new not in binding.parameters:
+            raise SignatureError(f"{where}: alias {old!r} of {new!r}, which is none of its arguments")

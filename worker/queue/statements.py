@@ -11,18 +11,22 @@ from typing import LiteralString
 # Jobs for later have a channel of their own: they change when to wake, and there is nothing to claim now.
 INSERT_JOBS: LiteralString = """
     WITH new AS (
-        SELECT n.*, clock_timestamp() + greatest(n.delay, 0) * interval '1 second' AS due_at
+        SELECT n.*, CASE WHEN n.at IS NULL
+                THEN clock_timestamp() + greatest(n.delay, 0) * interval '1 second'
+                ELSE greatest(n.at, clock_timestamp()) -- being late is no priority
+            END AS due_at
         FROM unnest(
             %(ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(delays)s::float8[],
-            %(enqueued)s::float8[], %(args)s::text[], %(options)s::text[], %(messages)s::bytea[]
-        ) AS n(id, queue, actor, priority, delay, enqueued, args, options, message)
+            %(enqueued)s::float8[], %(args)s::text[], %(options)s::text[], %(messages)s::bytea[],
+            %(instants)s::timestamptz[]
+        ) AS n(id, queue, actor, priority, delay, enqueued, args, options, message, at)
     ),
     sent AS (
         INSERT INTO {schema}.job AS job (
             id, queue, actor, state, priority, due_at, rank, enqueued_at, args, options, message
         )
         SELECT id, queue, actor,
-            CASE WHEN delay > 0 THEN 'scheduled' ELSE 'available' END,
+            CASE WHEN coalesce(at > clock_timestamp(), delay > 0) THEN 'scheduled' ELSE 'available' END,
             priority, due_at, due_at + priority * interval '60 seconds', to_timestamp(enqueued),
             args::jsonb, options::jsonb, message
         FROM new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 from dramatiq import Actor
@@ -88,7 +88,7 @@ class SlotFeed(Feed):
         return self._broker.has_lanes
 
     def rooms(self) -> list[Room]:
-        actors = list(self._broker.actors.values())
+        actors = dict(self._broker.actors)
         with self._lock:
             free, ahead, checkouts = self._free()
             idle = not self._running and not self._line
@@ -234,5 +234,6 @@ def takes_connection(actor: Actor[..., object]) -> bool:
     return isinstance(actor, Job) and actor.signature.takes_connection
 
 
-def _names(actors: Sequence[Actor[..., object]], chosen: Callable[[Actor[..., object]], bool]) -> list[str]:
-    return [actor.actor_name for actor in actors if chosen(actor)]
+def _names(actors: Mapping[str, Actor[..., object]], chosen: Callable[[Actor[..., object]], bool]) -> list[str]:
+    # By every name that an actor has or had.
+    return [name for name, actor in actors.items() if chosen(actor)]

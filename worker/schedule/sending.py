@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from worker.queue.enqueue import bind
+from worker.queue.binding import bind
 from worker.queue.identity import job_id
 from worker.schedule.declaration import Schedule
 

@@ -121,7 +121,7 @@ def look_at_jobs(config: Config) -> Finding:
     modules = ", ".join(config.jobs)
     try:
         load(config.jobs)
-        actors, queues = len(postgres_broker().actors), sorted(postgres_broker().get_declared_queues())
+        actors, queues = len(set(postgres_broker().actors.values())), sorted(postgres_broker().get_declared_queues())
     except WorkerError as exc:
         return Finding("jobs", "fail", str(exc), "correct the module, or name others with --jobs or WORKER_JOBS")
     if not actors:

@@ -1,0 +1,293 @@
+"""Insertion: the statements that write new jobs, the same for a connection of a thread and one of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
+
+from worker.queue.new_job import NewJob, columns
+from worker.queue.schema import Schema
+from worker.queue.sending_statements import (
+    COPY_JOBS,
+    FIND_HOLDERS,
+    INSERT_TAGS,
+    LOCK_HOLDERS,
+    LOOK_BEFORE_COPY,
+    NOTIFY_WORKERS,
+    REPLACE_JOBS,
+    TAKE_KEYS,
+    TAKE_OVER_KEYS,
+)
+from worker.queue.statements import INSERT_JOBS
+
+# From here on COPY is faster than the statement, which stays for all that COPY cannot do.
+COPY_FROM = 1000
+# Each round is lost only to somebody who took the same key meanwhile, or to a claim of its job.
+_ROUNDS = 20
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Standing = dict[UUID, UUID]
+"""Of the jobs that were not enqueued, because one with their key was there: that one's id."""
+
+
+class Step(NamedTuple):
+    """One statement, whose answer may be *wanted*; with *rows* a COPY of them."""
+
+    statement: bytes
+    parameters: dict[str, Any] | None = None
+    rows: Sequence[tuple[Any, ...]] | None = None
+    wanted: bool = True
+
+
+Steps = Generator[Step, list[tuple[Any, ...]], Standing]
+
+
+def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]) -> Standing:
+    """
+    Insert *jobs* on *conn*, within its transaction if it is in one; workers wake when it commits.
+
+    All or none: in autocommit several statements are one transaction.
+
+    Raises:
+        psycopg.OperationalError: Among others, when a key was contended for too long.
+    """
+    if conn.pgconn.pipeline_status != PipelineStatus.OFF and all(new.is_plain for new in jobs):
+        _run(conn, _insertion(schema, jobs))  # a pipeline takes no COPY
+        return {}
+    with nullcontext() if _is_one_statement(jobs) or not commits_by_itself(conn) else conn.transaction():
+        steps = _steps(schema, jobs)
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(_run(conn, step))
+        except StopIteration as over:
+            standing: Standing = over.value
+            return standing
+
+
+async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs: Sequence[NewJob]) -> Standing:
+    """`insert` for coroutines."""
+    if not isinstance(conn, psycopg.AsyncConnection):
+        # A view that works in threads: what is behind it is a connection like any other.
+        return await asyncio.to_thread(insert, getattr(conn, "pooled", conn), schema, jobs)
+    async with nullcontext() if _is_one_statement(jobs) or not commits_by_itself(conn) else conn.transaction():
+        steps = _steps(schema, jobs)
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(await _run_async(conn, step))
+        except StopIteration as over:
+            standing: Standing = over.value
+            return standing
+
+
+def _is_one_statement(jobs: Sequence[NewJob]) -> bool:
+    return len(jobs) < COPY_FROM and all(new.is_plain for new in jobs)
+
+
+def commits_by_itself(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether each statement on *conn* would be a transaction of its own now."""
+    return conn.autocommit and conn.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
+    if not step.wanted:
+        # In a pipeline, asking for the answer would be a trip of its own.
+        psycopg.Cursor(conn).execute(step.statement, step.parameters)
+        return []
+    # Whatever cursors and rows the caller's connection makes for the caller.
+    with psycopg.Cursor(conn, row_factory=tuple_row) as cur:
+        if step.rows is None:
+            cur.execute(step.statement, step.parameters)
+            return cur.fetchall() if cur.description else []
+        with cur.copy(step.statement) as copy:
+            for row in step.rows:
+                copy.write_row(row)
+        return []
+
+
+async def _run_async(conn: psycopg.AsyncConnection[Any], step: Step) -> list[tuple[Any, ...]]:
+    async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cur:
+        if step.rows is None:
+            await cur.execute(step.statement, step.parameters)
+            return await cur.fetchall() if cur.description else []
+        async with cur.copy(step.statement) as copy:
+            for row in step.rows:
+                await copy.write_row(row)
+        return []
+
+
+def _steps(schema: Schema, jobs: Sequence[NewJob]) -> Steps:
+    keyless = [new for new in jobs if new.key is None]
+    if keyless:
+        yield from _write(schema, keyless)
+    if len(keyless) == len(jobs):
+        return {}
+    return (yield from _write_keyed(schema, [new for new in jobs if new.key is not None]))
+
+
+def _step(schema: Schema, statement: LiteralString, **parameters: Any) -> Step:
+    return Step(schema.render(statement).encode(), parameters)
+
+
+# Rows
+
+
+def _write(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple[Any, ...]], None]:
+    if len(jobs) < COPY_FROM or not (yield from _copy(schema, jobs)):
+        yield _insertion(schema, jobs)
+    yield from _tag(schema, [(tag, new.id) for new in jobs for tag in new.tags])
+
+
+def _insertion(schema: Schema, jobs: Sequence[NewJob]) -> Step:
+    return _step(schema, INSERT_JOBS, **schema.channels, **columns(jobs))._replace(wanted=False)
+
+
+def _copy(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple[Any, ...]], bool]:
+    [(now, some_are_there)] = yield _step(schema, LOOK_BEFORE_COPY, ids=[new.id for new in jobs])
+    if some_are_there:
+        return False
+    rows = []
+    for new in jobs:
+        due_at = max(now, new.at) if new.at else now + timedelta(seconds=new.delay)
+        state = "scheduled" if due_at > now else "available"
+        rank = due_at + timedelta(minutes=new.priority)
+        enqueued_at = _EPOCH + timedelta(seconds=new.enqueued)
+        rows.append((new.id, new.queue, new.actor, state, new.priority, due_at, rank, enqueued_at, *new[6:9]))
+    yield Step(schema.render(COPY_JOBS).encode(), rows=rows)
+    channels = {schema.channels["later" if row[3] == "scheduled" else "wake"] for row in rows}
+    yield _step(schema, NOTIFY_WORKERS, channels=sorted(channels))
+    return True
+
+
+def _tag(schema: Schema, tagged: Sequence[tuple[str, UUID]]) -> Generator[Step, list[tuple[Any, ...]], None]:
+    if tagged:
+        yield _step(schema, INSERT_TAGS, tags=[tag for tag, _ in tagged], tagged=[job_id for _, job_id in tagged])
+
+
+# Keys
+
+
+def _write_keyed(schema: Schema, jobs: Sequence[NewJob]) -> Steps:
+    """Round by round: enqueue those whose key is free, leave to its holder what the others were sent for."""
+    standing: Standing = {}
+    written: set[UUID] = set()
+    by_key: dict[tuple[str, str], list[NewJob]] = defaultdict(list)
+    for new in jobs:
+        by_key[_key(new)].append(new)
+    for _ in range(_ROUNDS):
+        if not by_key:
+            return standing
+        taken = yield from _take(schema, by_key)
+        written |= taken
+        standing.update((yield from _leave(schema, by_key, written)))
+    raise psycopg.OperationalError(f"unique key {next(iter(by_key))}: too many others were taking it")
+
+
+def _take(
+    schema: Schema, by_key: dict[tuple[str, str], list[NewJob]]
+) -> Generator[Step, list[tuple[Any, ...]], set[UUID]]:
+    first = [group[0] for group in by_key.values()]
+    taken = {job_id for (job_id,) in (yield _step(schema, TAKE_KEYS, **_keys(first)))}
+    yield from _write_taken(schema, by_key, taken)
+    return taken
+
+
+def _leave(
+    schema: Schema, by_key: dict[tuple[str, str], list[NewJob]], written: set[UUID]
+) -> Generator[Step, list[tuple[Any, ...]], Standing]:
+    """What becomes of those whose key somebody has; the groups that are done with leave *by_key*."""
+    if not by_key:
+        return {}
+    found = yield _step(schema, FIND_HOLDERS, actors=[actor for actor, _ in by_key], keys=[key for _, key in by_key])
+    free: list[tuple[NewJob, UUID]] = []
+    locked: dict[UUID, tuple[str, str]] = {}
+    replaced: dict[UUID, tuple[str, str]] = {}
+    left: dict[tuple[str, str], UUID] = {}
+    for actor, key, holder, holds, waits in found:
+        name, group = (actor, key), by_key[actor, key]
+        if not holds or (holder == group[0].id and holder not in written):
+            free.append((group[0], holder))  # its own, when a message is sent again
+        elif not waits:
+            left[name] = holder
+        elif _policy(group) == "skip":
+            locked[holder] = name
+        else:
+            replaced[holder] = name
+    yield from _take_over(schema, by_key, free, written)
+    if locked:
+        rows = yield _step(schema, LOCK_HOLDERS, ids=sorted(locked), wake=schema.channels["wake"])
+        left.update((locked[holder], holder) for holder, _ in rows)
+    if replaced:
+        # Of several with one key the last is what counts.
+        rows = yield _replace(schema, {holder: by_key[name][-1] for holder, name in replaced.items()})
+        left.update((replaced[holder], holder) for holder, _ in rows)
+        tags = [(tag, holder) for holder, _ in rows for tag in by_key[replaced[holder]][-1].tags]
+        yield from _tag(schema, tags)
+    return {new.id: holder for name, holder in left.items() for new in by_key.pop(name)}
+
+
+def _take_over(
+    schema: Schema, by_key: dict[tuple[str, str], list[NewJob]], free: list[tuple[NewJob, UUID]], written: set[UUID]
+) -> Generator[Step, list[tuple[Any, ...]], None]:
+    if not free:
+        return
+    parameters = {**_keys([new for new, _ in free]), "holders": [holder for _, holder in free]}
+    taken = {job_id for (job_id,) in (yield _step(schema, TAKE_OVER_KEYS, **parameters))}
+    yield from _write_taken(schema, by_key, taken)
+    written |= taken
+
+
+def _write_taken(
+    schema: Schema, by_key: dict[tuple[str, str], list[NewJob]], taken: set[UUID]
+) -> Generator[Step, list[tuple[Any, ...]], None]:
+    won = [name for name, group in by_key.items() if group[0].id in taken]
+    if won:
+        yield from _write(schema, [by_key[name].pop(0) for name in won])
+    for name in won:
+        if not by_key[name]:
+            del by_key[name]
+
+
+def _replace(schema: Schema, by_holder: dict[UUID, NewJob]) -> Step:
+    jobs = [by_holder[holder] for holder in sorted(by_holder)]
+    values = columns(jobs)
+    wanted = ("priorities", "delays", "instants", "args", "options", "messages")
+    return _step(
+        schema,
+        REPLACE_JOBS,
+        **schema.channels,
+        **{name: values[name] for name in wanted},
+        holders=sorted(by_holder),
+        postpones=[_policy([new]) == "debounce" for new in jobs],
+    )
+
+
+def _keys(jobs: Iterable[NewJob]) -> dict[str, list[Any]]:
+    keyed = [(new, new.key) for new in jobs if new.key is not None]
+    return {
+        "actors": [new.actor for new, _ in keyed],
+        "keys": [key.key for _, key in keyed],
+        "ids": [new.id for new, _ in keyed],
+        "scopes": [key.scope for _, key in keyed],
+        "windows": [key.window for _, key in keyed],
+    }
+
+
+def _key(new: NewJob) -> tuple[str, str]:
+    assert new.key is not None  # noqa: S101  # only those come here
+    return new.actor, new.key.key
+
+
+def _policy(group: Sequence[NewJob]) -> str:
+    key = group[-1].key
+    return "skip" if key is None else key.on_conflict

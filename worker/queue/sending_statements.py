@@ -1,0 +1,146 @@
+"""The SQL of what only some sends need: unique keys, tags, and thousands of jobs at once."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+# Unique keys. Several statements rather than one: after waiting for another sender's transaction, a look must be taken
+# anew, and within one statement everything is seen as it was when that began.
+
+# job_key_once. Waits for a sender that is just taking the same key; in the order of the keys, so that no two wait for
+# each other.
+TAKE_KEYS: LiteralString = """
+    INSERT INTO {schema}.job_key (actor, key, job_id, scope, expires_at)
+    SELECT actor, key, id, scope, clock_timestamp() + seconds * interval '1 second'
+    FROM unnest(
+        %(actors)s::text[], %(keys)s::text[], %(ids)s::uuid[], %(scopes)s::text[], %(windows)s::float8[]
+    ) AS k(actor, key, id, scope, seconds)
+    ORDER BY actor, key
+    ON CONFLICT ON CONSTRAINT job_key_once DO NOTHING
+    RETURNING job_id"""
+
+# job_key_once, job_pkey. Whether a key is held is a question about its job.
+FIND_HOLDERS: LiteralString = """
+    SELECT held.actor, held.key, held.job_id,
+        CASE held.scope
+            WHEN 'window' THEN held.expires_at > clock_timestamp()
+            WHEN 'running' THEN job.id IS NOT NULL
+            ELSE coalesce(job.state <> 'running', false)
+        END AS holds,
+        coalesce(job.state <> 'running', false) AS waits
+    FROM unnest(%(actors)s::text[], %(keys)s::text[]) AS k(actor, key)
+    JOIN {schema}.job_key AS held ON held.actor = k.actor AND held.key = k.key
+    LEFT JOIN {schema}.job AS job ON job.id = held.job_id"""
+
+# job_key_once. From a holder that holds it no more, and only if it is still that one.
+TAKE_OVER_KEYS: LiteralString = """
+    UPDATE {schema}.job_key AS held
+    SET job_id = k.id, scope = k.scope, expires_at = clock_timestamp() + k.seconds * interval '1 second',
+        taken_at = clock_timestamp()
+    FROM unnest(
+        %(actors)s::text[], %(keys)s::text[], %(ids)s::uuid[], %(scopes)s::text[], %(windows)s::float8[],
+        %(holders)s::uuid[]
+    ) AS k(actor, key, id, scope, seconds, holder)
+    WHERE held.actor = k.actor
+      AND held.key = k.key
+      AND held.job_id = k.holder
+    RETURNING held.job_id"""
+
+# job_pkey. A send that leaves its work to a waiting job must not see that begin before its own transaction is over:
+# claims pass a locked row by, and the notification makes them look again.
+LOCK_HOLDERS: LiteralString = """
+    WITH waiting AS MATERIALIZED (
+        SELECT id
+        FROM {schema}.job
+        WHERE id = ANY(%(ids)s::uuid[])
+          AND state <> 'running'
+        ORDER BY id
+        FOR SHARE
+    ),
+    told AS MATERIALIZED (
+        SELECT pg_notify(%(wake)s, '')
+        FROM waiting
+        LIMIT 1
+    )
+    SELECT id, (SELECT count(*) FROM told)
+    FROM waiting"""
+
+# job_pkey. As if the waiting job had been sent now with what the new one holds, at its old place unless it is to be
+# postponed.
+REPLACE_JOBS: LiteralString = """
+    WITH replaced AS (
+        UPDATE {schema}.job AS job
+        SET args = new.args::jsonb, options = new.options::jsonb, message = new.message, priority = new.priority,
+            attempt = 0, crashes = 0, error = NULL,
+            due_at = CASE WHEN postpones THEN new.due ELSE job.due_at END,
+            rank = CASE WHEN postpones THEN new.due ELSE job.due_at END + new.priority * interval '60 seconds',
+            state = CASE WHEN NOT postpones THEN job.state WHEN new.waits THEN 'scheduled' ELSE 'available' END
+        FROM (
+            SELECT n.*, CASE WHEN at IS NULL
+                    THEN clock_timestamp() + greatest(delay, 0) * interval '1 second'
+                    ELSE greatest(at, clock_timestamp())
+                END AS due,
+                coalesce(at > clock_timestamp(), delay > 0) AS waits
+            FROM unnest(
+                %(holders)s::uuid[], %(postpones)s::bool[], %(priorities)s::int[], %(delays)s::float8[],
+                %(instants)s::timestamptz[], %(args)s::text[], %(options)s::text[], %(messages)s::bytea[]
+            ) AS n(holder, postpones, priority, delay, at, args, options, message)
+        ) AS new
+        WHERE job.id = new.holder
+          AND job.state <> 'running'
+        RETURNING job.id, job.state
+    ),
+    told AS MATERIALIZED (
+        SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
+        FROM replaced
+        GROUP BY state
+    )
+    SELECT id, (SELECT count(*) FROM told)
+    FROM replaced"""
+
+# Tags
+
+INSERT_TAGS: LiteralString = """
+    INSERT INTO {schema}.job_tag (tag, job_id)
+    SELECT tag, id
+    FROM unnest(%(tags)s::text[], %(tagged)s::uuid[]) AS t(tag, id)
+    ON CONFLICT ON CONSTRAINT job_tag_once DO NOTHING"""
+
+# Many at once
+
+# job_pkey. COPY takes values, not expressions, and cannot replace a job that is there.
+LOOK_BEFORE_COPY: LiteralString = """
+    SELECT clock_timestamp(), EXISTS (SELECT FROM {schema}.job WHERE id = ANY(%(ids)s::uuid[]))"""
+
+COPY_JOBS: LiteralString = """
+    COPY {schema}.job (id, queue, actor, state, priority, due_at, rank, enqueued_at, args, options, message)
+    FROM STDIN"""
+
+NOTIFY_WORKERS: LiteralString = "SELECT pg_notify(channel, '') FROM unnest(%(channels)s::text[]) AS told(channel)"
+
+# Housekeeping. Some thousands at a time, because the dispatcher has other things to do. Only keys that nobody has taken
+# for an hour: one that is just being taken over is younger, and so is left alone although its new job is not seen yet.
+FORGET_KEYS: LiteralString = """
+    DELETE FROM {schema}.job_key AS held
+    WHERE held.taken_at < now() - interval '1 hour'
+      AND (held.actor, held.key) IN (
+        SELECT old.actor, old.key
+        FROM {schema}.job_key AS old
+        WHERE old.taken_at < now() - interval '1 hour'
+          AND (old.expires_at IS NULL OR old.expires_at < now())
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+        ORDER BY old.taken_at
+        LIMIT 5000
+      )"""
+
+FORGET_TAGS: LiteralString = """
+    DELETE FROM {schema}.job_tag AS tag
+    WHERE (tag.tag, tag.job_id) IN (
+        SELECT old.tag, old.job_id
+        FROM {schema}.job_tag AS old
+        WHERE old.tagged_at < now() - %(keep)s * interval '1 day'
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
+        ORDER BY old.tagged_at
+        LIMIT 5000
+    )"""
