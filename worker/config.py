@@ -7,11 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
-
 from worker.errors import ConfigError
-from worker.secrecy import keep_secret, redacted, without_passwords
+from worker.secrecy import keep_secret, parsed, redacted, without_passwords
 
 NO_DATABASE = (
     "no database: set WORKER_DATABASE_URL (postgresql://user@host/name),"
@@ -92,15 +89,7 @@ def _address(text: str) -> Address:
 
 def _database_url(text: str) -> str:
     keep_secret(text)
-    try:
-        parameters = conninfo_to_dict(text)
-    except ProgrammingError:
-        # libpq quotes what it could not read, and the password may be part of it.
-        raise ValueError("it cannot be read") from None
-    host, port = str(parameters.get("host", "")), str(parameters.get("port", ""))
-    # What libpq takes for host and port of a URL whose password holds an @, a / or a ? as they are.
-    if "@" in host or not re.fullmatch(r"[\d,]*", port) or ("://" in text and "@" in str(parameters.get("dbname", ""))):
-        raise ValueError("it cannot be read (in a password, write @ : / ? # % as %40 %3A %2F %3F %23 %25)")
+    parsed(text)
     return text
 
 

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 BLOT = "***"
 
-_SECRETS = {"password", "sslpassword", "passfile", "oauth_client_secret"}
+_SECRETS = {"password", "sslpassword", "passfile", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 _IN_URL = re.compile(r"(://?[^\s:@/]*):\S*@")
 _IN_WORDS = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE)
 _AFTER_USER = re.compile(r"\s*\w+://?[^:@/]*:(?P<password>.*)@", re.DOTALL)
@@ -25,14 +25,48 @@ _MIN_LENGTH = 4
 _kept: dict[str, None] = {}
 
 
+def parsed(conninfo: str) -> dict[str, Any]:
+    """
+    What *conninfo* says, by libpq's names.
+
+    Raises:
+        ValueError: It cannot be read, or libpq takes a part of a password for something else. The message is ours:
+            libpq quotes what it could not read, and the password may be part of it.
+    """
+    try:
+        if "\x00" in conninfo:
+            raise ValueError("it cannot be read")
+        parameters = conninfo_to_dict(conninfo)
+    except (ProgrammingError, UnicodeError):
+        raise ValueError("it cannot be read") from None
+    if _is_misread(conninfo, parameters):
+        raise ValueError("it cannot be read (in a password, write @ : / ? # % as %40 %3A %2F %3F %23 %25)")
+    return parameters
+
+
 def redacted(conninfo: str) -> str:
     """*conninfo* without its secrets, for people; never raises."""
     try:
-        parameters = conninfo_to_dict(conninfo)
-    except ProgrammingError:
+        return shown(parsed(conninfo))
+    except ValueError:
         return "<unreadable connection string>"
-    shown = {name: value for name, value in parameters.items() if name not in _SECRETS}
-    return without_passwords(make_conninfo("", **shown))
+
+
+def shown(parameters: dict[str, Any]) -> str:
+    """A connection string of *parameters*, without the secrets among them."""
+    public = {name: value for name, value in parameters.items() if name not in _SECRETS}
+    return without_passwords(make_conninfo("", **public))
+
+
+def _is_misread(conninfo: str, parameters: dict[str, Any]) -> bool:
+    """Whether libpq took for host, port, name or parameters what a person meant as a password with an @, / or ?."""
+    host, port = str(parameters.get("host", "")), str(parameters.get("port", ""))
+    if "@" in host or not re.fullmatch(r"[\d,]*", port):
+        return True
+    if "://" in conninfo and "@" in str(parameters.get("dbname", "")):
+        return True
+    meant = _AFTER_USER.match(conninfo)
+    return meant is not None and unquote(meant["password"]) != parameters.get("password", "")
 
 
 def keep_secret(conninfo: str) -> None:
@@ -45,7 +79,7 @@ def keep_secret(conninfo: str) -> None:
     known: set[Any] = set()
     try:
         parameters = conninfo_to_dict(conninfo)
-    except ProgrammingError:
+    except (ProgrammingError, UnicodeError):
         secrets |= {found["password"].strip("'") for found in _BEFORE_NEXT_WORD.finditer(conninfo)}
     else:
         secrets |= {str(parameters[name]) for name in _SECRETS - {"passfile"} if name in parameters}
@@ -78,9 +112,11 @@ def _hidden(value: Any) -> Any:
 
 
 def _spellings(secret: str) -> set[str]:
-    """*secret* as URLs, connection strings, Python and JSON write it."""
+    """*secret* as URLs, connection strings, Python and JSON write it, and Python and JSON a connection string."""
     plain = {secret, unquote(secret)}
-    spelt = {quote(one, safe=safe) for one in plain for safe in ("", "/", "!$&'()*+,;=:")}
-    spelt |= {one.replace("\\", r"\\").replace("'", r"\'") for one in plain}
-    spelt |= {form[1:-1] for one in plain for form in (repr(one), json.dumps(one), json.dumps(one, ensure_ascii=False))}
-    return {one for one in plain | spelt if len(one) >= _MIN_LENGTH}
+    spelt = {quote(one, safe=safe, errors="surrogatepass") for one in plain for safe in ("", "/", "!$&'()*+,;=:")}
+    words = plain | {one.replace("\\", r"\\").replace("'", r"\'") for one in plain}
+    # Of a text with both kinds of quotes Python escapes one, whichever this part of it has.
+    spelt |= {repr(quotes + one)[1 + skipped : -1] for one in words for quotes, skipped in (("", 0), ("'\"", 3))}
+    spelt |= {json.dumps(one, ensure_ascii=ascii_only)[1:-1] for one in words for ascii_only in (True, False)}
+    return {one for one in words | spelt if len(one) >= _MIN_LENGTH}

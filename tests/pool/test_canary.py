@@ -7,6 +7,7 @@ import inspect
 import psycopg
 import psycopg_pool
 from psycopg._connection_base import BaseConnection
+from psycopg.adapt import AdaptersMap
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool import AddConnection, MaintenanceTask, WaitingClient
 
@@ -73,3 +74,11 @@ def test_an_async_connection_is_made_over_a_session_that_exists() -> None:
 
 def test_whatever_a_connection_says_to_the_server_passes_through_wait() -> None:
     assert list(inspect.signature(psycopg.Connection.wait).parameters)[:2] == ["self", "gen"]
+
+
+def test_adapters_share_what_they_are_copied_from_until_something_is_registered(pool: Pool) -> None:
+    with pool.connection() as conn:
+        assert missing(conn.adapters, ("_loaders", "_dumpers", "_dumpers_by_oid", "types")) == []
+        copy = AdaptersMap(conn.adapters)
+        assert copy.types._registry is conn.adapters.types._registry
+        assert all(one is other for one, other in zip(copy._loaders, conn.adapters._loaders, strict=True))

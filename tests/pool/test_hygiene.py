@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types import TypeInfo
 
 from tests.factories import backend_pid, is_there, scalar
 from tests.pool.conftest import Events, OpenPool
@@ -322,3 +326,60 @@ def test_a_clean_return_costs_one_statement_in_mode_detect(open_pool: OpenPool, 
 
     assert bytes(proxy.sent[before:]).count(b"pg_listening_channels") == 1
     assert bytes(proxy.sent[before:]).count(b"BEGIN") == 0
+
+
+class Reversed(Loader):
+    def load(self, data: Buffer) -> str:
+        return bytes(data)[::-1].decode()
+
+
+def register_loader(conn: psycopg.Connection) -> None:
+    conn.adapters.register_loader("text", Reversed)
+
+
+def register_dumper(conn: psycopg.Connection) -> None:
+    conn.adapters.register_dumper(list, psycopg.types.json.JsonbDumper)
+
+
+def register_type(conn: psycopg.Connection) -> None:
+    conn.adapters.types.add(TypeInfo("mine", 999_999, 999_998))
+
+
+@pytest.mark.parametrize("mode", list(HygieneMode))
+@pytest.mark.parametrize("change", [register_loader, register_dumper, register_type])
+def test_adapters_that_a_user_registers_are_taken_back_and_named(
+    open_pool: OpenPool, events: Events, mode: HygieneMode, change: Callable[[psycopg.Connection], None]
+) -> None:
+    pool = open_pool(max_size=1, hygiene=mode)
+
+    for _ in range(2):
+        with pool.connection() as conn:
+            assert scalar(conn, "SELECT 'abc'::text") == "abc"
+            assert 999_999 not in [info.oid for info in conn.adapters.types]
+            change(conn)
+
+    assert [event["found"] for event in events if event["event"] == "pool.dirty"] == [["adapters"], ["adapters"]]
+
+
+def test_how_statements_are_prepared_is_restored_and_named(open_pool: OpenPool, events: Events) -> None:
+    pool = open_pool(max_size=1)
+
+    with pool.connection() as conn:
+        before = conn.prepare_threshold, conn.prepared_max
+        conn.prepare_threshold, conn.prepared_max = None, None
+    with pool.connection() as conn:
+        assert (conn.prepare_threshold, conn.prepared_max) == before
+
+    assert [event["found"] for event in events if event["event"] == "pool.dirty"] == [
+        ["prepare_threshold None", "prepared_max None"]
+    ]
+
+
+def test_using_adapters_leaves_nothing(open_pool: OpenPool, events: Events) -> None:
+    pool = open_pool(max_size=1)
+
+    for _ in range(2):
+        with pool.connection() as conn:
+            conn.execute("SELECT %s, %s, %s", [[1], psycopg.types.json.Jsonb({}), UUID(int=1)]).fetchall()
+
+    assert not [event for event in events if event["event"] == "pool.dirty"]

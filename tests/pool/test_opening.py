@@ -178,8 +178,9 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     options = PoolOptions(conninfo="")
 
     sizes = options.max_size, options.min_size
-    times = options.idle_timeout, options.max_lifetime, options.acquire_timeout, options.connect_timeout
-    assert (sizes, times) == ((20, 1), (120, 600, 5, 5))
+    times = options.idle_timeout, options.max_lifetime, options.acquire_timeout
+    assert (sizes, times) == ((20, 1), (120, 600, 5))
+    assert options.connect_options().parameters["connect_timeout"] == 5
 
 
 def test_each_new_connection_is_set_up_by_the_hook(open_pool: OpenPool) -> None:

@@ -19,7 +19,8 @@ from worker import log, secrecy
 from worker.cli import exits, main
 from worker.config import Config
 from worker.errors import ConfigError
-from worker.secrecy import keep_secret, redacted, without_passwords
+from worker.pool import ConnectOptions, PoolOptions
+from worker.secrecy import keep_secret, parsed, redacted, without_passwords
 
 # As people and generators make them, with everything that URLs, quotes and escapes are about.
 _REST = st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)
@@ -75,6 +76,63 @@ def test_no_repr_and_no_mistake_holds_a_password(password: str, spelling: Spelli
         said = str(exc)
 
     assert not leaks(said, password)
+
+
+@many
+@given(password=passwords, spelling=spellings)
+def test_no_repr_and_no_mistake_of_a_pool_holds_a_password(password: str, spelling: Spelling) -> None:
+    said = redacted(spelling(password))
+    for make in (ConnectOptions, lambda conninfo: PoolOptions(conninfo=conninfo)):
+        try:
+            said += repr(make(spelling(password)))
+        except ConfigError as exc:
+            said += f"{exc} {exc.__cause__!r}"
+
+    assert not leaks(said, password)
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "host=h password=se cret",
+        "host=h password='cret",
+        "postgresql://u:se%cret@h/d",
+        "postgresql://u:se%ffcret@h/d",
+        "postgresql://u:sec@cret@h/d",
+        "postgresql://u:sec/cret@h/d",
+        "postgresql://u:12/cret@h/d",
+        "postgresql://u:sec@h?user=cret@h/d",
+        "postgresql://u:sec@h:1?application_name=cret@h/d",
+        "host=h\x00 password=cret",
+        "host=h password=\ud800cret",
+    ],
+)
+def test_what_cannot_be_read_is_neither_shown_nor_quoted(conninfo: str) -> None:
+    assert redacted(conninfo) == "<unreadable connection string>"
+    with pytest.raises(ValueError, match=r"^it cannot be read") as caught:
+        parsed(conninfo)
+    assert caught.value.__cause__ is None
+    assert "cret" not in str(caught.value)
+    keep_secret(conninfo)
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "postgresql://u:p%40ss@h1:1,h2:2/d?application_name=a%40b",
+        "postgresql:///d?host=/tmp&user=me@realm",
+        "postgresql://u@h:5/d?application_name=a@b",
+        "postgresql://u:@h/d",
+        "user=me@realm dbname=d",
+        "",
+    ],
+)
+def test_what_can_be_read_is_shown(conninfo: str) -> None:
+    assert "unreadable" not in redacted(conninfo)
+
+
+def test_keys_that_stand_for_a_password_are_not_shown() -> None:
+    assert redacted("host=h scram_client_key=open scram_server_key=sesame") == "host=h"
 
 
 @many
@@ -134,6 +192,15 @@ def test_no_verb_prints_a_password(password: str, spelling: Spelling, verb: tupl
     ended = CliRunner().invoke(main, arguments, env=variables, prog_name="worker")
 
     assert not leaks(ended.output, password)
+
+
+@pytest.mark.parametrize("password", ["Zq7'x9K", "Zq7\\x9K", "Zq7'\"x9K", 'Zq7"x9K'])
+def test_a_connection_string_that_python_or_json_quotes_is_blotted_too(password: str) -> None:
+    conninfo = words(password)
+    keep_secret(conninfo)
+
+    for said in (repr(conninfo), repr(f'it\'s "{conninfo}"'), json.dumps(conninfo)):
+        assert not leaks(without_passwords(said), password)
 
 
 def test_a_password_that_is_also_the_users_name_is_found_by_its_place() -> None:

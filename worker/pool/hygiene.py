@@ -7,6 +7,7 @@ from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -85,6 +86,7 @@ class Standard(NamedTuple):
     attributes: tuple[Any, ...]
     reported: tuple[bytes | None, ...]
     handlers: tuple[tuple[Any, ...], tuple[Any, ...]]
+    adapters: AdaptersMap
     leftovers: frozenset[Leftover]
     look: bytes
     """What is asked for when it comes back; nothing in mode off."""
@@ -92,7 +94,7 @@ class Standard(NamedTuple):
 
 _ATTRIBUTES = (
     "_autocommit", "row_factory", "cursor_factory", "server_cursor_factory", "_isolation_level", "_read_only",
-    "_deferrable",
+    "_deferrable", "prepare_threshold", "prepared_max",
 )  # fmt: skip
 
 
@@ -113,7 +115,9 @@ class Hygiene:
             found = frozenset(_find(conn, FIND_LEFTOVERS.encode()))
             conn.rollback()
             look = _look(conn, found)
-        conn.standard = Standard(_attributes(conn), _reported(conn), _handlers(conn), found, look)
+        # A copy that shares all with its origin, whose registrations copy what is shared before they change it.
+        adapters = AdaptersMap(conn.adapters)
+        conn.standard = Standard(_attributes(conn), _reported(conn), _handlers(conn), adapters, found, look)
 
     def is_clean(self, conn: Connection) -> bool:
         """Whether all that can be seen for free is as it was, and nothing else is to be looked for; no round trip."""
@@ -126,6 +130,7 @@ class Hygiene:
             and _attributes(conn) == standard.attributes
             and _reported(conn) == standard.reported
             and _handlers(conn) == standard.handlers
+            and _are_alike(conn.adapters, standard.adapters)
         )
 
     def restore(self, conn: Connection, checkout: Checkout) -> None:
@@ -198,6 +203,9 @@ def _restore_client(conn: Connection) -> list[str]:
     if _handlers(conn) != standard.handlers:
         found.append("notice or notify handlers")
         conn._notice_handlers[:], conn._notify_handlers[:] = standard.handlers
+    if not _are_alike(conn.adapters, standard.adapters):
+        found.append("adapters")
+        conn._adapters = AdaptersMap(standard.adapters)
     return found
 
 
@@ -246,7 +254,7 @@ def _undo(conn: Connection, left: frozenset[Leftover]) -> None:
 def _attributes(conn: Connection) -> tuple[Any, ...]:
     return (
         conn._autocommit, conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, conn._isolation_level,
-        conn._read_only, conn._deferrable,
+        conn._read_only, conn._deferrable, conn.prepare_threshold, conn.prepared_max,
     )  # fmt: skip
 
 
@@ -257,3 +265,13 @@ def _reported(conn: Connection) -> tuple[bytes | None, ...]:
 
 def _handlers(conn: Connection) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tuple(conn._notice_handlers), tuple(conn._notify_handlers)
+
+
+def _are_alike(one: AdaptersMap, other: AdaptersMap) -> bool:
+    """Costs next to nothing as long as the two share all they have."""
+    return (
+        one._loaders == other._loaders
+        and one._dumpers == other._dumpers
+        and one._dumpers_by_oid == other._dumpers_by_oid
+        and one.types._registry == other.types._registry
+    )

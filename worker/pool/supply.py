@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, LiteralString, Never
 from weakref import WeakSet
@@ -110,11 +111,20 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     @property
     def connect_options(self) -> ConnectOptions:
-        """Where connections lead and how they are made; setting it is for future ones, those that exist stay."""
+        """
+        Where connections lead and how they are made; setting it is for future ones, those that exist stay.
+
+        A plain connection string is completed by this pool's options; a `ConnectOptions` is taken as it is.
+
+        Raises:
+            ConfigError: When it is set to what cannot be read; it stays as it was.
+        """
         return self._connect_options
 
     @connect_options.setter
-    def connect_options(self, options: ConnectOptions) -> None:
+    def connect_options(self, options: ConnectOptions | str) -> None:
+        if not isinstance(options, ConnectOptions):
+            options = replace(self.options, conninfo=options).connect_options()
         self._connect_options = options
         self.conninfo, self.kwargs = options.conninfo, options.parameters
 
