@@ -10,7 +10,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from tests.factories import num_sessions, scalar
-from tests.pool.conftest import OpenPool
+from tests.pool.conftest import Events, OpenPool
 from tests.pool.proxy import Proxy, proxied
 from tests.waiting import wait_until
 from worker import clock
@@ -258,3 +258,68 @@ def test_a_connection_is_set_up_in_one_trip(open_pool: OpenPool, database: str) 
 
         assert bytes(proxy.sent).count(b"SET client_connection_check_interval") == 1
         assert bytes(proxy.sent).count(b"; SET tcp_keepalives_idle") == 1
+
+
+def failure_of(pool: Pool) -> str:
+    """Why a caller gets nothing, in the error's words."""
+    with pytest.raises(PoolTimeout) as caught:
+        pool.acquire(timeout=0.6)
+    assert str(pool._failure) in str(caught.value)
+    return str(pool._failure)
+
+
+def test_a_hook_that_fails_is_told_to_who_waits(open_pool: OpenPool, events: Events) -> None:
+    made = 0
+
+    def after_the_first(_: psycopg.Connection) -> None:
+        nonlocal made
+        made += 1
+        if made > 1:
+            raise ValueError("no such tenant")
+
+    pool = open_pool(max_size=2, after_connect=after_the_first)
+    pool.drain()
+
+    assert failure_of(pool) == ("raised by the pool's hook after_connect=after_the_first: ValueError('no such tenant')")
+    assert [event["hook"] for event in events if event["event"] == "pool.hook_failed"] == ["after_the_first"]
+    assert not any(event["event"] == "pool.unreachable" for event in events)
+
+
+def test_a_statement_of_a_hook_that_fails_is_not_taken_for_the_servers_absence(open_pool: OpenPool) -> None:
+    statements = iter(["SELECT 1"])
+
+    def prepare(conn: psycopg.Connection) -> None:
+        conn.execute(next(statements, "SELECT nothing"))
+
+    pool = open_pool(max_size=2, after_connect=prepare)
+    pool.drain()
+
+    assert failure_of(pool).startswith("raised by the pool's hook after_connect=prepare: UndefinedColumn(")
+    assert isinstance(pool._failure, Refused)
+
+
+def test_a_hook_that_refuses_every_connection_is_told_to_who_waits(open_pool: OpenPool) -> None:
+    def refuse(_: psycopg.Connection) -> bool:
+        return False
+
+    pool = open_pool(max_size=1, before_acquire=refuse)
+
+    assert failure_of(pool) == "the hook before_acquire=refuse refused the last connection"
+
+
+def test_connections_that_expire_before_they_are_used_are_told_to_who_waits(
+    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool(max_size=1)
+    monkeypatch.setattr(pool, "_is_expired", lambda *_: True)
+    monkeypatch.setattr(pool, "max_idle", 0.0)
+
+    assert failure_of(pool) == "the last connection was idle for longer than idle_timeout=0 s"
+
+
+def test_what_failed_is_forgotten_when_somebody_is_served(open_pool: OpenPool) -> None:
+    answers = iter([False])
+    pool = open_pool(max_size=1, before_acquire=lambda _: next(answers, True))
+
+    with pool.connection():
+        assert pool._failure is None

@@ -47,6 +47,7 @@ _LINGER = 90.0
 _ASK_AFTER = 30.0
 _ASK_TIMEOUT = 1.0
 _ASK_AT_ONCE = 32
+_HOOK_FAILED = "raised by the pool's hook after_connect"
 
 
 class Backoff(AttemptWithBackoff):
@@ -92,7 +93,8 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         self._num_growing = 0
         self._lingering: list[tuple[Connection, float]] = []
         self._failing_since: float | None = None
-        self._failure: psycopg.Error | None = None
+        self._unmade: BaseException | None = None
+        self._refused: Refused | None = None
         super().__init__(
             connection_class=Connection,
             # The first connection is made by who opens the pool, and wants its error; the minimum holds from then on.
@@ -141,14 +143,23 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         self._sessions.add(conn)
         try:
             _set_up(conn)
-            if self.options.after_connect is not None:
-                self.options.after_connect(conn)
-                conn.commit()
+            self._call_after_connect(conn)
             self.hygiene.remember(conn)
         except BaseException:
             self._give_up(conn)
             raise
         return conn
+
+    def _call_after_connect(self, conn: Connection) -> None:
+        if (hook := self.options.after_connect) is None:
+            return
+        try:
+            hook(conn)
+            conn.commit()
+        except BaseException as exc:
+            # It may look like the server's fault, and be one of psycopg's own errors.
+            exc.add_note(f"{_HOOK_FAILED}={_name(hook)}")
+            raise
 
     def _give_up(self, conn: Connection) -> None:
         """End one that could not be set up; a session that lives on gets a seat of its own until it has ended."""
@@ -195,13 +206,28 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             self._maybe_grow_pool()
 
     def _say_unreachable(self, exc: BaseException) -> None:
-        self._failure = exc if isinstance(exc, psycopg.Error) else None
-        if self._failing_since is None:
-            self._failing_since = clock.monotonic()
-            logger.warning("pool.unreachable", database=redacted(self.options.conninfo), reason=str(exc).strip())
+        by_hook = next((note for note in getattr(exc, "__notes__", ()) if note.startswith(_HOOK_FAILED)), None)
+        self._unmade = exc if by_hook is None else Refused(f"{by_hook}: {exc!r}")
+        if self._failing_since is not None:
+            return
+        self._failing_since = clock.monotonic()
+        if by_hook is None:
+            reason = str(exc).strip() or repr(exc)
+            logger.warning("pool.unreachable", database=redacted(self.connect_options.conninfo), reason=reason)
+        else:
+            logger.warning("pool.hook_failed", hook=_name(self.options.after_connect), reason=repr(exc))
+
+    @property
+    def _failure(self) -> BaseException | None:
+        """
+        Why nobody was served: what kept the last connection from being made, or from being handed out.
+
+        One of psycopg's errors is the server's or the network's own reason, and `Refused` is a hook's or a setting's.
+        """
+        return self._unmade or self._refused
 
     def _say_reachable(self) -> None:
-        since, self._failing_since, self._failure = self._failing_since, None, None
+        since, self._failing_since, self._unmade = self._failing_since, None, None
         if since is not None:
             logger.info("pool.reachable", after=round(clock.monotonic() - since, 3))
 
@@ -214,15 +240,33 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
     def _seems_fit(self, conn: Connection, now: float) -> bool | None:
         """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
         if conn.closed or self._is_stale(conn, now):
+            self._refused = self._why_stale(conn, now)
             return False
         if self._before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
             return None
+        self._refused = None
         return True
+
+    def _why_stale(self, conn: Connection, now: float) -> Refused:
+        if conn.closed:
+            return Refused("the last connection was closed while it was idle")
+        if conn._expire_at <= now:
+            return Refused(f"the last connection was older than max_lifetime={self.max_lifetime:g} s")
+        if conn._created_at <= self._drained_at:
+            return Refused("the last connection was made before the pool was drained")
+        return Refused(f"the last connection was idle for longer than idle_timeout={self.max_idle:g} s")
 
     def _is_fit(self, conn: Connection, timeout: float) -> bool:
         """Ask it: a round trip of at most *timeout* seconds, and the hook's own."""
-        asked = conn.answers(max(0.0, min(_ASK_TIMEOUT, timeout)))
-        return asked and _allowed_by(self._before_acquire, conn)
+        refused = None
+        if not conn.answers(max(0.0, min(_ASK_TIMEOUT, timeout))):
+            # At the end of its caller's time even a healthy one may not answer: an earlier reason is the better one.
+            earlier = self._refused if timeout < _ASK_TIMEOUT else None
+            refused = earlier or Refused("the last connection did not answer")
+        elif not _allowed_by(self._before_acquire, conn):
+            refused = Refused(f"the hook before_acquire={_name(self._before_acquire)} refused the last connection")
+        self._refused = refused
+        return refused is None
 
     def _may_stay(self, conn: Connection) -> bool:
         """Whether one that came back goes on."""
@@ -362,8 +406,12 @@ def _allowed_by(hook: Any, conn: Connection) -> bool:
             conn.commit()
         return allowed
     except Exception as exc:
-        logger.warning("pool.hook_failed", hook=getattr(hook, "__name__", repr(hook)), reason=repr(exc))
+        logger.warning("pool.hook_failed", hook=_name(hook), reason=repr(exc))
         return False
+
+
+def _name(hook: Any) -> str:
+    return getattr(hook, "__name__", None) or repr(hook)
 
 
 def _set_up(conn: Connection) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import psycopg
 
+from worker import clock
+from worker.errors import Refused
 from worker.pool.connection import Connection
 
 T = TypeVar("T")
 
 _CANCEL_TIMEOUT = 2.0
 _CANCEL_INTERVAL = 0.1
+# How long a cancelled call may take to leave its statement before its session is ended under it.
+_LEAVE = 5.0
 
 
 class ThreadedConnection:
@@ -54,6 +58,25 @@ class ThreadedConnection:
 
     async def set_autocommit(self, value: bool) -> None:
         self.pooled.autocommit = value
+
+    async def set_isolation_level(self, value: psycopg.IsolationLevel | None) -> None:
+        self.pooled.isolation_level = value
+
+    async def set_read_only(self, value: bool | None) -> None:
+        self.pooled.read_only = value
+
+    async def set_deferrable(self, value: bool | None) -> None:
+        self.pooled.deferrable = value
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109  # psycopg's name for it
+        # Not by `_in_thread`, which would cancel in order to cancel.
+        await asyncio.to_thread(self.pooled.cancel_safe, timeout=timeout)
+
+    def notifies(self, *_: object, **__: object) -> Never:
+        _refuse("notifies()")
+
+    def pipeline(self) -> Never:
+        _refuse("pipeline()")
 
     @asynccontextmanager
     async def transaction(self, *args: Any, **options: Any) -> AsyncIterator[psycopg.Transaction]:
@@ -108,15 +131,46 @@ class ThreadedCursor:
     async def close(self) -> None:
         await _in_thread(self._conn, self._cursor.close)
 
+    async def scroll(self, *args: Any, **options: Any) -> None:
+        await _in_thread(self._conn, lambda: self._cursor.scroll(*args, **options))
+
+    async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Any]:
+        """The rows as they come, a trip to a thread for each."""
+        rows = self._cursor.stream(*args, **options)
+        try:
+            while (row := await _in_thread(self._conn, lambda: next(rows, _END))) is not _END:
+                yield row
+        finally:
+            await _in_thread(self._conn, rows.close)
+
+    def copy(self, *_: object, **__: object) -> Never:
+        _refuse("copy()")
+
+
+_END = object()
+
+
+def _refuse(call: str) -> Never:
+    raise Refused(f'{call} cannot be used in async mode "thread": set async_mode (WORKER_ASYNC_MODE) to "view"')
+
 
 async def _in_thread(conn: Connection, call: Callable[[], T]) -> T:
     working = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        while not working.done():
-            with suppress(psycopg.Error):
-                await asyncio.to_thread(conn.cancel_safe, timeout=_CANCEL_TIMEOUT)
-            await asyncio.wait({working}, timeout=_CANCEL_INTERVAL)
-        working.cancelled() or working.exception()  # looked at, or asyncio complains about it
+        await _made_to_leave(conn, working)
         raise
+
+
+async def _made_to_leave(conn: Connection, working: asyncio.Future[Any]) -> None:
+    deadline = clock.monotonic() + _LEAVE
+    while not working.done() and clock.monotonic() < deadline:
+        with suppress(psycopg.Error):
+            await asyncio.to_thread(conn.cancel_safe, timeout=_CANCEL_TIMEOUT)
+        await asyncio.wait({working}, timeout=_CANCEL_INTERVAL)
+    if not working.done():
+        await asyncio.to_thread(conn.revoke)
+        await asyncio.wait({working}, timeout=_LEAVE)
+    # Looked at, or asyncio complains about it, however late it ends.
+    working.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -63,6 +64,14 @@ class AsyncView(psycopg.AsyncConnection[Any]):
         # Inside `conn.transaction()` an explicit commit is an error on the connection, so it is one on the view.
         self._num_transactions = conn._num_transactions
         self._pool = conn._pool  # only looked at: a pooled connection is not closed on exit
+
+    async def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever is said to the server passes here: the task that last used a view is the one that has it."""
+        if (checkout := self.pooled.checkout) is not None:
+            checkout.loop = loop = asyncio.get_running_loop()
+            checkout.task = asyncio.current_task(loop)
+            checkout.thread = threading.current_thread()
+        return await super().wait(*args, **kwargs)
 
     async def end_statements(self) -> None:
         """
