@@ -17,8 +17,6 @@ from worker import clock
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
 
-    from worker.pool.checkout import Checkout
-    from worker.pool.hygiene import Standard
 
 # Far longer than a healthy server needs (about 2 ms), far shorter than anybody's patience.
 _GOODBYE = 2.0
@@ -59,10 +57,11 @@ class Connection(psycopg.Connection[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cursor_factory = Cursor
-        self.checkout: Checkout | None = None
-        """Who has it, None while it is idle in the pool."""
-        self.standard: Standard | None = None
-        """How it is to come back."""
+        # Of classes that know this one; it does not know them.
+        self.checkout: Any = None
+        """The `Checkout` that says who has it, None while it is idle in the pool."""
+        self.standard: Any = None
+        """The `Standard` to which it is to come back."""
         self.idle_since = clock.monotonic()
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""

@@ -187,8 +187,9 @@ class Hygiene:
 
 
 def _standard(conn: Connection) -> Standard:
-    assert conn.standard is not None  # noqa: S101  # every connection of a pool is remembered when it is made
-    return conn.standard
+    standard = conn.standard
+    assert isinstance(standard, Standard)  # noqa: S101  # every connection of a pool is remembered when it is made
+    return standard
 
 
 def _restore_client(conn: Connection) -> list[str]:
