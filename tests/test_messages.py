@@ -91,7 +91,7 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
      "sloths: there is no such setting, did you mean 'slots'? (FOLDER/typo.toml line 2)"),
     ({}, {"config": "FOLDER/unlike.toml"},
      "colour: there is no such setting: there are database_url, schema, jobs, queues, pool_size, slots, grace, lease,"
-     " http, hygiene, async_mode, max_args, log_format, log_level (FOLDER/unlike.toml line 1)"),
+     " stuck, http, hygiene, async_mode, max_args, log_format, log_level (FOLDER/unlike.toml line 1)"),
     ({}, {"config": "FOLDER/wrong.toml"},
      "slots='many': expected a whole number from 1 to 100000 (FOLDER/wrong.toml line 1)"),
     ({"WORKER_SLOTS": "0"}, {"grace": "soon"},

@@ -193,9 +193,14 @@ def test_an_environment_whose_python_is_gone_is_made_again(machine: Machine) -> 
     assert machine.run("demo").stdout == "worker demo\n"
 
 
+def _hearing_ctrl_c() -> None:
+    """A shell's job in the background is deaf to it, and so is all that it starts, this test included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_installing_ends_it_without_a_traceback(machine: Machine) -> None:
     machine.with_uv().environment["UV_HANGS"] = "yes"
-    with machine.start("demo", start_new_session=True) as process:
+    with machine.start("demo", start_new_session=True, preexec_fn=_hearing_ctrl_c) as process:
         wait_until(lambda: machine.calls.exists() and machine.called("pip"), TIMEOUT, "the installation")
 
         os.killpg(process.pid, signal.SIGINT)

@@ -382,8 +382,10 @@ class Lending(Supply):
         reasons = [str(checkout) for checkout in self.checkouts()]
         if self._lingering:
             reasons.append(f"{len(self._lingering)} were closed, but the server has not ended their sessions yet")
-        if not reasons:
+        if not reasons and (self._failure is None or isinstance(self._failure, psycopg.Error)):
             reasons.append(f"none of them is out: the server is away ({self._failure or 'no answer yet'})")
+        elif not reasons:
+            reasons.append(f"none of them is out, because none could be made or handed out: {self._failure}")
         return f"no connection within {waited:.1f} s, pool of {self.max_size}: {'; '.join(reasons)}"
 
     @property
