@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ class Wire:
     def __init__(self) -> None:
         self._open = ExitStack()
         self._traces: list[Path] = []
+        self._numbers = itertools.count()
 
     def __enter__(self) -> Wire:
         self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
@@ -43,7 +45,8 @@ class Wire:
 
     def watch(self, conn: Connection) -> None:
         """Count what *conn* says from here on."""
-        path = self._folder / str(len(self._traces))
+        # Several may be opened at once, by threads of the pool.
+        path = self._folder / str(next(self._numbers))
         trace = self._open.enter_context(path.open("ab"))
         conn.pgconn.trace(trace.fileno())
         self._traces.append(path)
