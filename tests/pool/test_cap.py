@@ -70,7 +70,9 @@ def users(pool: Pool, count: int) -> Iterator[None]:
 
 def kill_one(db: psycopg.Connection) -> int:
     """Terminate one session of the pool, if there is one; how many."""
-    listed = db.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [APPLICATION]).fetchall()
+    # Other tests may use the same server, with databases of their own.
+    query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+    listed = db.execute(query, [APPLICATION]).fetchall()
     if not listed:
         return 0
     db.execute("SELECT pg_terminate_backend(%s)", random.choice(listed))  # noqa: S311  # any will do

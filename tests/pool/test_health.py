@@ -193,7 +193,10 @@ def test_the_minimum_is_kept_up_after_sessions_were_killed(open_pool: OpenPool, 
     pool = open_pool(max_size=5, min_size=3)
     wait_until(lambda: pool.num_idle == 3, 5, "the minimum")
 
-    db.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'carpool-test'")
+    db.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'carpool-test'"
+    )
 
     wait_until(lambda: num_sessions(db) == 3, 5, "the minimum to be made again")
 

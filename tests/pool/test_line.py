@@ -230,7 +230,10 @@ def test_try_acquire_gives_none_when_others_wait(single: Pool, monkeypatch: pyte
 
 
 def test_try_acquire_never_hands_out_a_dead_connection(single: Pool, db: psycopg.Connection) -> None:
-    db.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'carpool-test'")
+    db.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'carpool-test'"
+    )
 
     assert single.try_acquire() is None
 

@@ -85,7 +85,9 @@ def test_the_thirty_minute_leak(open_pool: OpenPool, db: psycopg.Connection) -> 
     assert served == REQUESTS * 3 / len(handler.ways)
     assert (pool.num_out, pool.stats().reclaimed_total) == (0, 0)
     assert num_sessions(db) <= 2
-    idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'carpool-test' AND state <> 'idle'"
+    idle = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'carpool-test' AND state <> 'idle'"""
     assert scalar(db, idle) == 0
 
 
@@ -204,7 +206,11 @@ def test_twenty_short_checkouts_against_a_pool_of_three_are_all_served(
 
     def use() -> object:
         with pool.connection(timeout=10) as conn:
-            return scalar(conn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'carpool-test'")
+            return scalar(
+                conn,
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND application_name = 'carpool-test'",
+            )
 
     seen = [thread.result() for thread in [InThread(use) for _ in range(20)]]
 

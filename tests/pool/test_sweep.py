@@ -13,7 +13,12 @@ from worker.pool import ConnectOptions, Pool
 
 
 def pids(db: psycopg.Connection) -> set[int]:
-    return set(column(db, "SELECT pid FROM pg_stat_activity WHERE application_name = 'carpool-test'"))
+    return set(
+        column(
+            db,
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'carpool-test'",
+        )
+    )
 
 
 def test_idle_connections_go_all_at_once_after_the_idle_timeout(open_pool: OpenPool, db: psycopg.Connection) -> None:
