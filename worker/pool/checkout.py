@@ -51,13 +51,14 @@ class Checkout:
     """
 
     __slots__ = (
-        "_conn", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread", "warned",
-        "where",
+        "_conn", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread", "thread_id",
+        "warned", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.holder = holder.get()
         self.thread = threading.current_thread()
+        self.thread_id = self.thread.ident
         self.loop: AbstractEventLoop | None = _get_running_loop()
         self.task: Task[Any] | None = None if self.loop is None else current_task(self.loop)
         # Code and line only: keeping frames would keep the job's local variables alive.
@@ -86,6 +87,7 @@ class Checkout:
     def used_here(self) -> None:
         """Whoever calls this has it now: a connection may be handed on, and must not be taken from its new user."""
         self.thread = threading.current_thread()
+        self.thread_id = self.thread.ident
         loop = _get_running_loop()
         # A thread may as well be at work for the loop that has it.
         if loop is not None or self.loop is None or self.loop.is_closed():
@@ -220,12 +222,14 @@ def _callers() -> tuple[tuple[CodeType, int], ...]:
     callers: list[tuple[CodeType, int]] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(callers) < _DEPTH:
-        if not _is_plumbing(frame.f_code):
-            callers.append((frame.f_code, frame.f_lineno))
+        code = frame.f_code
+        # By its file, because the hash of a string is kept and that of code is not.
+        if not _is_plumbing(code.co_filename):
+            callers.append((code, frame.f_lineno))
         frame = frame.f_back
     return tuple(callers)
 
 
 @lru_cache(4096)
-def _is_plumbing(code: CodeType) -> bool:
-    return code.co_filename.startswith(_PLUMBING)
+def _is_plumbing(filename: str) -> bool:
+    return filename.startswith(_PLUMBING)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Iterable
+from asyncio.events import _get_running_loop
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from threading import get_ident
+from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from worker import clock
-
-if TYPE_CHECKING:
-    from psycopg.abc import Params, Query
-
+from worker.pool.cursor import BeginsAlong, Cursor
 
 # Far longer than a healthy server needs (about 2 ms), far shorter than anybody's patience.
 _GOODBYE = 2.0
@@ -29,23 +27,7 @@ _CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
-class Cursor(psycopg.Cursor[Any]):
-    """A cursor that tells its connection's checkout what it is used for."""
-
-    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        self._tell(query)
-        return super().execute(query, params, **options)
-
-    def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
-        self._tell(query)
-        super().executemany(query, params_seq, **options)
-
-    def _tell(self, query: object) -> None:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.statement = query
-
-
-class Connection(psycopg.Connection[Any]):
+class Connection(BeginsAlong, psycopg.Connection[Any]):
     """
     A `psycopg.Connection` whose `close` returns when the server has ended the session.
 
@@ -80,7 +62,10 @@ class Connection(psycopg.Connection[Any]):
 
         So one that was handed to another thread is not taken from that one when the first ends.
         """
-        if (checkout := self.checkout) is not None:
+        checkout = self.checkout
+        if checkout is not None and (
+            checkout.thread_id != get_ident() or checkout.loop is not None or _get_running_loop() is not None
+        ):
             checkout.used_here()
         return super().wait(*args, **kwargs)
 
