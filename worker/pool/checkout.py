@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from asyncio import AbstractEventLoop, Task, current_task
@@ -61,7 +62,7 @@ class Checkout:
         self.thread_id = self.thread.ident
         self.loop: AbstractEventLoop | None = _get_running_loop()
         self.task: Task[Any] | None = None if self.loop is None else current_task(self.loop)
-        # Code and line only: keeping frames would keep the job's local variables alive.
+        # Code and place only: keeping frames would keep the job's local variables alive.
         self.where = _callers()
         self.since = clock.monotonic()
         # Held to cancel its statement and to end it: a cancel must never meet the statement of the next holder.
@@ -114,7 +115,9 @@ class Checkout:
     @property
     def taken_at(self) -> str:
         """The place in the code, innermost first."""
-        return " < ".join(f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in self.where)
+        return " < ".join(
+            f"{Path(code.co_filename).name}:{_line(code, place)} {code.co_name}" for code, place in self.where
+        )
 
     @property
     def last_statement(self) -> str | None:
@@ -218,6 +221,11 @@ def _text(query: object) -> str:
     return query.decode(errors="replace") if isinstance(query, bytes) else str(query)
 
 
+def _line(code: CodeType, place: int) -> int | None:
+    """The line of the instruction at *place*, which counts bytes; an instruction has two."""
+    return next(itertools.islice(code.co_positions(), place // 2, None), (None,))[0]
+
+
 def _callers() -> tuple[tuple[CodeType, int], ...]:
     callers: list[tuple[CodeType, int]] = []
     frame: FrameType | None = sys._getframe(2)
@@ -225,7 +233,7 @@ def _callers() -> tuple[tuple[CodeType, int], ...]:
         code = frame.f_code
         # By its file, because the hash of a string is kept and that of code is not.
         if not _is_plumbing(code.co_filename):
-            callers.append((code, frame.f_lineno))
+            callers.append((code, frame.f_lasti))  # the line is looked up by who wants to read it
         frame = frame.f_back
     return tuple(callers)
 

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from worker import clock
-from worker.pool.cursor import BeginsAlong, Cursor
+from worker.pool.cursor import BeginsAlong, Cursor, leave_pipeline
 
 # Far longer than a healthy server needs (about 2 ms), far shorter than anybody's patience.
 _GOODBYE = 2.0
@@ -22,7 +22,9 @@ _GOODBYE = 2.0
 _LET_GO = 1.0
 # The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
 _HANGUP = getattr(select, "POLLRDHUP", 0)
-_BAD = ConnStatus.BAD  # looked up at each checkout and return
+# Looked up at each checkout and return.
+_BAD = ConnStatus.BAD
+_IDLE = TransactionStatus.IDLE
 _CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
@@ -45,6 +47,8 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         self.standard: Any = None
         """The `Standard` to which it is to come back."""
         self.idle_since = clock.monotonic()
+        self.num_begun = 0
+        """How often BEGIN was sent; whoever counts sets it to 0."""
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
         self._severed = self._is_silent = False
@@ -67,7 +71,25 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
             checkout.thread_id != get_ident() or checkout.loop is not None or _get_running_loop() is not None
         ):
             checkout.used_here()
-        return super().wait(*args, **kwargs)
+        try:
+            return super().wait(*args, **kwargs)
+        except BaseException:
+            if self._pipeline is None:
+                leave_pipeline(self.pgconn)
+            raise
+
+    def _get_tx_start_command(self) -> bytes:
+        self.num_begun += 1
+        return super()._get_tx_start_command()
+
+    def transaction(self, *args: Any, **kwargs: Any) -> Any:
+        """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
+        if self._num_transactions and self.pgconn.transaction_status == _IDLE:
+            with self.lock:
+                self.wait(self._start_query())
+            if self._pipeline:
+                self._pipeline.sync()
+        return super().transaction(*args, **kwargs)
 
     def close(self, timeout: float = _GOODBYE) -> None:
         """

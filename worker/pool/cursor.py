@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,21 +17,35 @@ if TYPE_CHECKING:
 Gen = Generator[Any, Any, Any]
 
 _HAS_PIPELINES = psycopg.capabilities.has_pipeline()
+# BEGIN, PREPARE, the statement, the mark of the end; behind each, nothing.
+_MOST_ANSWERS = 8
 _COPYING = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
 # Looked up at each statement.
 _IDLE = TransactionStatus.IDLE
+_COMMAND_OK = ExecStatus.COMMAND_OK
 
 
 class BeginsAlong:
-    """A connection that leaves BEGIN to the cursor whose statement opens the transaction."""
+    """
+    A connection that leaves BEGIN to the cursor whose statement opens the transaction.
 
-    begin_along = b""
-    """What the statement that is being executed has to send ahead of itself."""
+    So a transaction can be promised that has not begun: within it, psycopg counts it (`_num_transactions`) and the
+    server does not know of it yet.
+    """
+
+    begin_along = False
+    """Whether the statement that is being executed is to send BEGIN ahead of itself."""
 
     def _start_query(self) -> Gen:
         # Copies, streams and cursors on the server begin as psycopg has it, by a round trip of its own.
         if not self.begin_along:
             yield from super()._start_query()  # type: ignore[misc]  # of psycopg's connections
+
+    def _check_intrans_gen(self, attribute: str) -> Gen:
+        this: Any = self
+        if this._num_transactions and this.pgconn.transaction_status == _IDLE:
+            raise psycopg.ProgrammingError(f"can't change {attribute!r} now: a transaction is in progress")
+        yield from super()._check_intrans_gen(attribute)  # type: ignore[misc]
 
 
 class FirstStatement:
@@ -57,19 +71,20 @@ class FirstStatement:
         ):
             yield from super()._execute_gen(query, params, **options)  # type: ignore[misc]  # of psycopg's cursors
             return
-        conn.begin_along = conn._get_tx_start_command()
+        conn.begin_along = True
         try:
             yield from super()._execute_gen(query, params, **options)  # type: ignore[misc]
         finally:
-            conn.begin_along = b""
+            conn.begin_along = False
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, binary: bool | None = None) -> Gen:
-        begin = self._conn.begin_along
-        if begin and _may_follow(pgq.query):
-            yield from self._begin_and_execute(begin, pgq, prepare, binary)
-            return
-        if begin:
-            yield from self._conn._exec_command(begin)
+        conn = self._conn
+        if conn.begin_along:
+            begin = conn._get_tx_start_command()
+            if _may_follow(pgq.query):
+                yield from self._begin_and_execute(begin, pgq, prepare, binary)
+                return
+            yield from conn._exec_command(begin)
         yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)  # type: ignore[misc]
 
     def _begin_and_execute(self, begin: bytes, pgq: Any, prepare: bool | None, binary: bool | None) -> Gen:
@@ -89,9 +104,9 @@ class FirstStatement:
         key = books.maybe_add_to_cache(pgq, preparing, name)
 
         *ahead, results = yield from _answers(pgconn, 3 if preparing is Prepare.SHOULD else 2)
-        for result in itertools.chain.from_iterable(ahead):
-            if result.status != ExecStatus.COMMAND_OK:
-                raise psycopg.errors.error_from_result(result, encoding=this._encoding)
+        for result in ahead:
+            if result[0].status != _COMMAND_OK:
+                raise psycopg.errors.error_from_result(result[0], encoding=this._encoding)
         if key is not None:
             books.validate(key, preparing, name, results)
         this._check_results(results)
@@ -104,14 +119,26 @@ def _answers(pgconn: Any, num: int) -> Gen:
     try:
         while len(answers) < num:
             answers.append((yield from generators.fetch_many(pgconn)))
-        if not any(result.status in _COPYING for result in answers[-1]):
+        if answers[-1][0].status not in _COPYING:
             yield from generators.fetch_many(pgconn)  # the mark of its end
             pgconn.exit_pipeline_mode()
     except psycopg.OperationalError:
         # A session that is terminated says why before it is gone, and that is the error to tell.
-        if not any(result.status == ExecStatus.FATAL_ERROR for answer in answers for result in answer):
+        if answers[-1][0].status != ExecStatus.FATAL_ERROR:
             raise
     return answers
+
+
+def leave_pipeline(pgconn: Any) -> None:
+    """Undo what an interrupt has left of a first statement that was answered; one that was not stays in the middle."""
+    if not pgconn.pipeline_status:
+        return
+    with suppress(psycopg.Error):
+        for _ in range(_MOST_ANSWERS):
+            if pgconn.is_busy():
+                return
+            pgconn.get_result()
+        pgconn.exit_pipeline_mode()
 
 
 class Cursor(FirstStatement, psycopg.Cursor[Any]):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 from weakref import ref
 
 import psycopg
 from psycopg._connection_base import BaseConnection
+from psycopg.pq import TransactionStatus
 
 from worker import clock
 from worker.pool.connection import Connection
@@ -59,6 +61,21 @@ class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
         if (checkout := self.checkout) is not None:
             checkout.used_here()
         return await super().wait(*args, **kwargs)
+
+    def _get_tx_start_command(self) -> bytes:
+        self.pooled.num_begun += 1
+        return super()._get_tx_start_command()
+
+    @asynccontextmanager
+    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
+        if self._num_transactions and self.pgconn.transaction_status == TransactionStatus.IDLE:
+            async with self.lock:
+                await self.wait(self._start_query())
+            if self._pipeline:
+                await self._pipeline.sync()
+        async with super().transaction(*args, **kwargs) as transaction:
+            yield transaction
 
     async def end_statements(self) -> None:
         """
