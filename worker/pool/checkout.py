@@ -74,12 +74,6 @@ class Checkout:
         self.pgconn: PGconn | None = None
         self._conn: ref[Connection] | None = None
 
-    def give(self, conn: Connection) -> None:
-        """From now on it is out."""
-        self.pgconn = conn.pgconn
-        self._conn = ref(conn)
-        conn.checkout = self
-
     @property
     def conn(self) -> Connection | None:
         """The connection; None when its user has dropped it."""
@@ -164,7 +158,9 @@ class Checkouts:
 
     def begin(self, checkout: Checkout, conn: Connection) -> None:
         """*conn* is out."""
-        checkout.give(conn)
+        checkout.pgconn = conn.pgconn
+        checkout._conn = ref(conn)
+        conn.checkout = checkout
         self._out[id(checkout)] = checkout
 
     def end(self, checkout: Checkout, *, revoking: bool = False) -> bool:
