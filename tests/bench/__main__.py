@@ -22,15 +22,19 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=10_000, help="in each run (10000)")
     parser.add_argument("--runs", type=int, default=3, help="of each work, interleaved (3)")
+    parser.add_argument("--count", action="store_true", help="also count statements per job, which takes as long again")
     parser.add_argument("--node-modules", metavar="DIR", help="where `npm install graphile-worker` put it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="kept", help="measure nothing, show what was kept")
+    parser.add_argument("--table", action="store_true", help="print the ratios as the README has them, too")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw them, as .svg or .png")
     options = parser.parse_args()
     if unknown := [work for work in options.works if work not in WORKS]:
         parser.error(f"unknown work {unknown[0]!r}; there are {', '.join(WORKS)}")
     results = Results.load(options.kept) if options.kept else _measured(options, others)
     print(report.text(results, {name: work.__doc__ or "" for name, work in WORKS.items()}))
+    if options.table:
+        print(f"\n{report.table(results)}")
     if options.figure:
         from tests.bench import figure  # matplotlib, which is only needed here
 
@@ -45,6 +49,7 @@ def _measured(options: argparse.Namespace, others: list[str]) -> Results:
         jobs=options.jobs,
         runs=options.runs,
         node_modules=options.node_modules,
+        counts=options.count,
         keep=lambda results: results.save(options.json) if options.json else None,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -19,8 +19,8 @@ _PANELS = {
     "latency": ("From a send to its job's start", "milliseconds, less is better"),
 }
 _OURS, _POSTGRES, _OTHERS, _INK, _FAINT = "#1f6f8b", "#a9b8c2", "#d9d3c7", "#22303a", "#7b8790"
-_FONT = ["Inter", "Helvetica Neue", "DejaVu Sans"]
-_WIDTH, _ROW, _AROUND = 9.2, 0.44, 0.95
+_FONT = "DejaVu Sans"  # comes with matplotlib, so that the figure is the same everywhere
+_WIDTH, _ROW, _AROUND = 9.2, 0.42, 0.72
 
 
 def draw(results: Results, path: Path) -> None:
@@ -28,7 +28,7 @@ def draw(results: Results, path: Path) -> None:
     works = [work for work in _PANELS if results.runs.get(work)]
     rows = [len(results.order(work)) for work in works]
     heights = [_ROW * number + _AROUND for number in rows]
-    foot, head = 1.3, 0.85
+    foot, head = 0.95, 0.9
     size = (_WIDTH, sum(heights) + foot + head)
     with mpl.rc_context({"font.family": _FONT, "svg.fonttype": "path", "svg.hashsalt": "carpool", "font.size": 9}):
         figure = Figure(figsize=size, facecolor="white")
@@ -39,7 +39,7 @@ def draw(results: Results, path: Path) -> None:
         below = size[1] - head
         for work, number, height in zip(works, rows, heights, strict=True):
             below -= height
-            box = (0.375, (below + 0.38) / size[1], 0.60, _ROW * number / size[1])
+            box = (0.30, (below + 0.28) / size[1], 0.67, _ROW * number / size[1])
             _panel(figure.add_axes(box), results, work)
         figure.text(0.02, 0.12 / size[1], _caption(results), size=7.3, color=_FAINT, va="bottom", linespacing=1.45)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
@@ -57,10 +57,27 @@ def _panel(axes: Any, results: Results, work: str) -> None:
         axes.barh(row, spread.median, height=0.66, color=colour, zorder=2)
         axes.hlines(row, spread.least, spread.most, color=_INK, linewidth=1.1, zorder=3)
         axes.vlines([spread.least, spread.most], row - 0.13, row + 0.13, color=_INK, linewidth=1.1, zorder=3)
-        axes.text(
-            max(spread.median, spread.most) + widest * 0.012, row, _number(spread.median), va="center", size=8.5,
-            color=_INK, weight="bold" if is_ours else "normal",
-        )  # fmt: skip
+        label = axes.annotate(
+            _number(spread.median),
+            (max(spread.median, spread.most), row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            size=8.5,
+            color=_INK,
+            weight="bold" if is_ours else "normal",
+        )
+        if (ratio := results.ratio(work, side)) is not None and not is_ours:
+            axes.annotate(
+                f"carpool {ratio.median:.1f} x",
+                (1, 0.5),
+                xycoords=label,
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                size=7.5,
+                color=_FAINT,
+            )
         name = {"transform": axes.get_yaxis_transform(), "ha": "right", "clip_on": False}
         axes.text(-0.015, row - 0.17, about["title"], va="center", size=9, color=_OURS if is_ours else _INK,
                   weight="bold" if is_ours else "normal", **name)  # fmt: skip
@@ -68,7 +85,7 @@ def _panel(axes: Any, results: Results, work: str) -> None:
     axes.set_title(f"{title}", loc="left", size=10.5, weight="bold", color=_INK, pad=5)
     axes.set_title(unit, loc="right", size=8, color=_FAINT, pad=5)
     axes.set_ylim(len(sides) - 0.45, -0.55)
-    axes.set_xlim(0, widest * 1.1)
+    axes.set_xlim(0, widest * 1.27)
     axes.set_yticks([])
     axes.tick_params(axis="x", length=0, labelsize=7.5, labelcolor=_FAINT)
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
@@ -80,8 +97,8 @@ def _panel(axes: Any, results: Results, work: str) -> None:
 
 def _subtitle(results: Results) -> str:
     return (
-        f"bars: median of {results.num_runs} interleaved runs; line: least to most; one worker process,"
-        " ten jobs at once; blue and grey: on Postgres, sand: on Redis"
+        f"Bar: median of {results.num_runs} interleaved runs; line: least to most; one worker process,"
+        " ten jobs at once; blue and grey on Postgres, sand on Redis"
     )
 
 

@@ -15,6 +15,17 @@ def text(results: Results, meanings: dict[str, str]) -> str:
     return "\n".join([*_head(results), *_ratios(results), *_works(results, meanings), *_missing(results)])
 
 
+def table(results: Results) -> str:
+    """The ratios as a table of Markdown, with what each side gives, as it stands in the README."""
+    works = [work for work in RATES if results.runs.get(work)]
+    lines = [f"| beside | gives | {' | '.join(works)} |", "| --- " * (2 + len(works)) + "|"]
+    for side, about in results.sides.items():
+        if side != OURS:
+            ratios = " | ".join(_times(results.ratio(work, side)) for work in works)
+            lines.append(f"| {about['title']} | {about['guarantee']} | {ratios} |")
+    return "\n".join(lines)
+
+
 def _head(results: Results) -> Iterator[str]:
     about = results.machine
     stores = ", ".join(f"{name} {version}" for name, version in results.stores.items())

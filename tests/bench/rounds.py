@@ -41,6 +41,7 @@ class Bench:
     jobs: int
     results: Results
     say: Callable[[str], None]
+    counts: bool
     counted: dict[tuple[str, str], Figures] = field(default_factory=dict)
 
     def describe(self, names: list[str]) -> None:
@@ -107,7 +108,7 @@ class Bench:
         }
 
     def _ran(self, name: str, places: Places, work: str) -> Figures:
-        if (name, work) not in self.counted:
+        if self.counts and (name, work) not in self.counted:
             self.counted[name, work] = self._count(name, work)
         self._stage(name, places, "filled", work)
         found = self._stage(name, places, "ran", work)
@@ -118,7 +119,7 @@ class Bench:
             "server us CPU per job": 1e6 * found["server cpu"] / self.jobs,
             "connections": found["connections"],
             **per_job,
-            **self.counted[name, work],
+            **self.counted.get((name, work), {}),
         }
 
     def _count(self, name: str, work: str) -> Figures:
@@ -235,13 +236,15 @@ def measure(
     node_modules: str | None,
     say: Callable[[str], None],
     keep: Callable[[Results], None],
+    counts: bool = False,
 ) -> Results:
     """
     Every work on every side, *runs* times, the sides in another order each time.
 
     Args:
         say: Called with a line for each run.
-        keep: Called after each round with what there is by then.
+        counts: Also count statements and round trips, in a short run of each side beforehand.
+        keep: Called after each run with what there is by then.
     """
     results = Results.begin(jobs=jobs, runs=runs)
     with ExitStack() as stack:
@@ -254,13 +257,13 @@ def measure(
         db = stack.enter_context(psycopg.connect(postgres.url, autocommit=True))
         results.stores = {found.store: found.version for found in [postgres, *others.values()] if found is not None}
         pids = [found.pid for found in others.values() if found is not None]
-        bench = Bench(db, Places(postgres.url, node_modules=node_modules, **urls), pids, jobs, results, say)
+        bench = Bench(db, Places(postgres.url, node_modules=node_modules, **urls), pids, jobs, results, say, counts)
         bench.describe(names)
         for turn in range(runs):
             for work in works:
                 for name in _rotated([*results.sides], turn):
                     bench.run(work, name)
-            keep(results)
+                    keep(results)
     return results
 
 

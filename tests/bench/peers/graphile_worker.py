@@ -71,11 +71,11 @@ class GraphileWorker(Peer):
     @contextmanager
     def sending(self) -> Iterator[Callable[[str, float], None]]:
         with psycopg.connect(self.places.postgres, autocommit=True) as conn:
-            yield (
-                lambda work, argument: (
-                    conn.execute("SELECT graphile_worker.add_job(%s, %s::json)", [work, json.dumps(argument)]) and None
-                )
-            )
+
+            def send(work: str, argument: float) -> None:
+                conn.execute("SELECT graphile_worker.add_job(%s, %s::json)", [work, json.dumps(argument)])
+
+            yield send
 
     def enqueue(self, number: int) -> float:
         return float(self._ask("send", number, 1))
