@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -24,6 +24,7 @@ from worker.schedule import scheduler as module
 from worker.schedule.crontab import parse
 from worker.schedule.ledger import Pass
 from worker.schedule.register import Survey
+from worker.schedule.sending import Firing
 from worker.schedule.trigger import Cron, Every
 
 PATIENCE = 20.0
@@ -139,10 +140,10 @@ def test_what_failed_is_logged_and_found_again_by_the_heartbeat(
 
 
 def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: str, logs: list[Any]) -> None:
-    def refuse_one(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
-        if schedule.name == "broken":
+    def refuse_one(conn: psycopg.Connection[Any], firings: Sequence[Firing]) -> list[UUID | Exception]:
+        if any(firing.schedule.name == "broken" for firing in firings):
             raise LookupError("no such queue")
-        return enqueue(conn, schedule, tick)
+        return enqueue(conn, firings)
 
     both = [schedule("broken", trigger=Every(1)), schedule("sound", trigger=Every(1))]
 
@@ -188,7 +189,10 @@ def test_a_schedule_whose_newer_terms_were_abandoned_is_taken_over(
 
     with dispatcher(database) as submit, scheduler(submit):
         wait_until(book.told, PATIENCE, "a tick")
-        book.db.execute("UPDATE worker.schedule SET spec = 'newer', confirmed_at = now() - interval '1 hour'")
+        newer = (
+            "UPDATE worker.schedule SET spec = 'newer', declared_at = now(), confirmed_at = now() - interval '1 hour'"
+        )
+        book.db.execute(newer)
         ticks = len(book.told())
         wait_until(lambda: len(book.told()) > ticks, PATIENCE, "a tick after the takeover")
 
@@ -246,8 +250,6 @@ class QuietRegister:
 
     def survey(self, *_: Any) -> Survey:
         return Survey((), ())
-
-    def confirm_gone(self, *_: Any, **__: Any) -> None: ...
 
     def revision(self, *_: Any) -> tuple[int, int]:
         return 0, 0
