@@ -291,7 +291,7 @@ def listening(url: str, *actors: dramatiq.Actor[Any, Any]) -> Iterator[Scheduler
         dispatching(url) as queue,
         running(url, *actors)(queue.submit) as scheduler,
     ):
-        queue.schedules_changed = scheduler.notice_changes
+        queue.on_schedules = scheduler.catch_up
         wait_until(lambda: scheduler._revision is not None, PATIENCE, "the first look")
         yield scheduler
 

@@ -94,8 +94,8 @@ class Dispatcher:
         """When the last pass, or attempt to connect, began."""
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
-        self.schedules_changed: Callable[[], None] | None = None
-        """Called when somebody has changed a schedule in the database, or may have while nobody listened."""
+        self.on_schedules: Callable[[], None] | None = None
+        """Called when somebody has changed a schedule in the database, and after each loss of the connection."""
 
     def __enter__(self) -> Dispatcher:
         self._thread.start()
@@ -469,5 +469,5 @@ class Dispatcher:
             self._hungry = True
 
     def _tell_of_schedules(self) -> None:
-        if self.schedules_changed is not None:
-            self.schedules_changed()
+        if self.on_schedules is not None:
+            self.on_schedules()

@@ -224,6 +224,6 @@ def ticking(parts: Parts, broker: PostgresBroker, config: Config) -> Iterator[No
         keep=config.tick_days * 86400.0,
         decided=parts.tally.decided,
     )
-    parts.dispatcher.schedules_changed = scheduler.notice_changes
+    parts.dispatcher.on_schedules = scheduler.catch_up
     with scheduler, parts.vitals.watching(**{"schedule-timer": dead_unless(lambda: scheduler.is_alive)}):
         yield

@@ -129,12 +129,12 @@ class Scheduler:
         with self._lock:
             if self._timer is not None:
                 return self
-            self._timer = timer = Timer()
+            self._timer = timer = Timer(self._look_at_waiting)
             self._reset()
         timer.repeat(Every(HEARTBEAT), self._beat, first=clock.now())
         timer.repeat(Every(_FORGET_EVERY), self._forget)
         for schedule in self._declared:
-            timer.repeat(schedule.trigger, partial(self._look, schedule))
+            timer.repeat(schedule.trigger, partial(self._await_look, schedule))
         timer.start()
         log.info("scheduler.started", schedules=len(self._declared))
         return self
@@ -151,9 +151,13 @@ class Scheduler:
         else:
             log.warning("scheduler.stop_late", timeout=STOP_TIMEOUT)
 
-    def notice_changes(self) -> None:
-        """Look at the schedules in the database soon: somebody has changed one. From any thread; returns at once."""
-        self._hand_over(_POLL, self._read_database, self._follow_database)
+    def catch_up(self) -> None:
+        """
+        Look now at what the heartbeat looks at: somebody has changed a schedule, or the database was out of reach.
+
+        From any thread; returns at once.
+        """
+        self._beat(clock.now())
 
     @property
     def is_alive(self) -> bool:
@@ -168,15 +172,21 @@ class Scheduler:
 
     # Looking at schedules
 
-    def _look(self, schedule: Schedule, tick: datetime | None = None) -> None:
-        """Look at *schedule* soon; *tick* is what the timer went off for, a look for another reason has none."""
+    def _look(self, schedule: Schedule) -> None:
+        """Look at *schedule* soon, for another reason than that its timer went off."""
+        self._await_look(schedule, None)
+        self._look_at_waiting()
+
+    def _await_look(self, schedule: Schedule, tick: datetime | None) -> None:
+        """Look at *schedule* with the others that tick at this wake-up; *tick* is what its timer went off for."""
         with self._lock:
             # One that waits sees all that is due when its turn comes: a second only makes it wait for the later tick.
             _, waiting = self._waiting.get(schedule.name, (schedule, None))
             self._waiting[schedule.name] = schedule, max(filter(None, (tick, waiting)), default=None)
-        self._look_at_waiting()
 
     def _look_at_waiting(self) -> None:
+        if not self._waiting:
+            return
         # Those that tick together share a transaction: with one each, hundreds of commits would make the last late.
         taken: list[Look] = []
 
@@ -189,8 +199,7 @@ class Scheduler:
         def then(done: list[Pass]) -> None:
             for (schedule, tick), decided in zip(taken, done, strict=True):
                 self._after_look(schedule, tick, decided)
-            if self._waiting:
-                self._look_at_waiting()
+            self._look_at_waiting()
 
         def failed(exc: BaseException) -> None:
             if len(taken) == 1:
@@ -202,7 +211,7 @@ class Scheduler:
                 # One of them failed and took the others with it: each by itself, the others pass.
                 for look in taken:
                     self._look_alone(*look)
-            if self._waiting and taken:
+            if taken:
                 self._look_at_waiting()
 
         self._hand_over(_LOOKS, work, then, failed)
@@ -235,7 +244,7 @@ class Scheduler:
     def _look_again(self, schedule: Schedule, tick: datetime | None, wait: timedelta) -> None:
         timer = self._timer
         if timer is not None and (schedule.source == "code" or self._found.get(schedule.name) is schedule):
-            timer.once(clock.now() + wait, lambda _: self._look(schedule, tick))
+            timer.once(clock.now() + wait, lambda _: self._await_look(schedule, tick))
 
     # The heartbeat: declaring, and finding what was missed
 
@@ -276,7 +285,7 @@ class Scheduler:
         for schedule in survey.due:
             self._look(schedule)
         if survey.revision != self._revision:
-            self.notice_changes()
+            self._hand_over(_POLL, self._read_database, self._follow_database)
 
     def _take_over(self, schedule: Schedule) -> None:
         # A transaction for each: one for all would hold some rows while it waits for others.
@@ -311,7 +320,7 @@ class Scheduler:
         for name, schedule in found.items():
             if name not in self._found:
                 self._found[name] = schedule
-                self._cancels[name] = timer.repeat(schedule.trigger, partial(self._look, schedule))
+                self._cancels[name] = timer.repeat(schedule.trigger, partial(self._await_look, schedule))
                 log.info("schedule.found", schedule=name, spec=schedule.spec, tz=schedule.tz)
                 # It may have ticked before we heard of it.
                 self._look(schedule)
