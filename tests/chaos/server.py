@@ -47,7 +47,7 @@ class OwnServer(Postgres):
         self.start(log)
 
     def restart(self, *, immediate: bool, down: float = 0.0) -> None:
-        """Sessions get a goodbye from a fast shutdown; from an immediate one hardly. It stays *down* for some seconds."""
+        """Sessions get a goodbye from a fast shutdown; from an immediate one hardly. It is *down* for some seconds."""
         if immediate and self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(_PATIENCE)

@@ -86,6 +86,22 @@ def dispatcher(url: str) -> Iterator[Callable[[Callable[[psycopg.Connection[Any]
         yield lambda work: thread.submit(transact, work)
 
 
+@contextmanager
+def counted(db: psycopg.Connection[Any], statements: list[bytes]) -> Iterator[None]:
+    """Note every statement that is sent on *db*."""
+
+    class Noting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            statements.append(query)
+            return super().execute(query, *args, **kwargs)
+
+    before, db.cursor_factory = db.cursor_factory, Noting
+    try:
+        yield
+    finally:
+        db.cursor_factory = before
+
+
 class Book:
     """A ledger over one autocommit connection: each call is a transaction, at the instant given or the real one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.leaks import threads
-from tests.schedule.standins import SCHEMA, Book, dispatcher, enqueue, schedule
+from tests.schedule.standins import SCHEMA, Book, counted, dispatcher, enqueue, schedule
 from tests.waiting import wait_until
 from worker import clock
 from worker.schedule import Schedule, Scheduler, backlog
@@ -133,9 +134,8 @@ def test_what_failed_is_logged_and_found_again_by_the_heartbeat(
         with scheduler(fail_twice, due):
             wait_until(book.job_ids, PATIENCE, "the job of the tick that failed")
 
-    errors = [
-        entry["error"] for entry in logs if entry["event"] in ("scheduler.heartbeat_failed", "scheduler.poll_failed")
-    ]
+    events = ("scheduler.heartbeat_failed", "scheduler.retention_failed")
+    errors = [entry["error"] for entry in logs if entry["event"] in events]
     assert errors == ["OperationalError: server closed the connection", "RuntimeError: closed"]
 
 
@@ -155,6 +155,50 @@ def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: st
 
     assert {entry["schedule"] for entry in named(logs, "schedule.failed")} == {"broken"}
     assert book.told("broken") == []
+
+
+def test_while_nothing_ticks_a_heartbeat_of_one_statement_is_all(
+    book: Book, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.1)
+    transactions: list[Any] = []
+    beats: list[list[bytes]] = []
+
+    with dispatcher(database) as inner:
+
+        def submit(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+            transactions.append(work)
+            return inner(work)
+
+        def submit_statement(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+            def noting(conn: psycopg.Connection[Any]) -> Any:
+                statements: list[bytes] = []
+                with counted(conn, statements):
+                    result = work(conn)
+                beats.append(statements)
+                return result
+
+            return inner(noting)
+
+        quiet = [SLOW, *(replace(SLOW, name=f"job {number}") for number in range(50))]
+        with Scheduler(quiet, submit=submit, submit_statement=submit_statement, schema=SCHEMA):
+            wait_until(lambda: len(beats) >= 2, PATIENCE, "the end of the boot")
+            at_boot = len(transactions)
+            wait_until(lambda: len(beats) >= 6, PATIENCE, "more heartbeats")
+
+    assert [len(statements) for statements in beats] == [1] * len(beats)
+    assert len(transactions) == at_boot
+
+
+def test_what_is_older_than_the_ledger_keeps_is_forgotten_at_the_boot(book: Book, database: str) -> None:
+    for days in (1, 3):
+        book.declare(schedule(f"{days} days ago"), clock.now() - timedelta(days=days, seconds=90))
+        book.advance(schedule(f"{days} days ago"), clock.now() - timedelta(days=days))
+
+    with dispatcher(database) as submit, Scheduler([], submit=submit, schema=SCHEMA, keep=2 * 86400.0):
+        wait_until(lambda: not book.told("3 days ago"), PATIENCE, "the end of what is too old")
+
+    assert book.told("1 days ago") != []
 
 
 def test_a_time_that_a_clock_change_skips_is_warned_of_at_registration(
@@ -235,6 +279,9 @@ class EarlyLedger:
         now = clock.now()
         self.looks.append((now, Pass(now - timedelta(seconds=0.3))))
         return [self.looks[-1][1]]
+
+    def forget(self, *_: Any, **__: Any) -> bool:
+        return False
 
 
 class QuietRegister:

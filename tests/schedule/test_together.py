@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.factories import scalar
-from tests.schedule.standins import SCHEMA, Book, dispatcher, enqueue, schedule
+from tests.schedule.standins import SCHEMA, Book, counted, dispatcher, enqueue, schedule
 from tests.waiting import wait_until
 from worker import Context, PostgresBroker, clock, cron, every, job
 from worker.schedule import Schedule, Scheduler, registered
@@ -39,22 +38,6 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> PostgresBroker:
     def once(ctx: Context) -> None: ...
 
     return broker
-
-
-@contextmanager
-def counted(db: psycopg.Connection[Any], statements: list[bytes]) -> Iterator[None]:
-    """Note every statement that is sent on *db*."""
-
-    class Noting(psycopg.Cursor[Any]):
-        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            statements.append(query)
-            return super().execute(query, *args, **kwargs)
-
-    before, db.cursor_factory = db.cursor_factory, Noting
-    try:
-        yield
-    finally:
-        db.cursor_factory = before
 
 
 def declared(book: Book, *schedules: Schedule) -> list[Schedule]:

@@ -132,7 +132,7 @@ class Scheduler:
             self._timer = timer = Timer(self._look_at_waiting)
             self._reset()
         timer.repeat(Every(HEARTBEAT), self._beat, first=clock.now())
-        timer.repeat(Every(_FORGET_EVERY), self._forget)
+        timer.repeat(Every(_FORGET_EVERY), self._forget, first=clock.now())
         for schedule in self._declared:
             timer.repeat(schedule.trigger, partial(self._await_look, schedule))
         timer.start()
