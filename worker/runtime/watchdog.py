@@ -15,6 +15,7 @@ from dramatiq.middleware import Interrupt, TimeLimitExceeded
 from worker import clock, log
 from worker.pool import Pool
 from worker.queue.delivery import Delivery
+from worker.queue.stop_reason import StopReason
 
 logger = log.get_logger(__name__)
 
@@ -55,10 +56,10 @@ class Guard:
 
     def fire(self, reason: type[Interrupt], pool: Pool) -> bool:
         """Interrupt the body and cancel what its connections are doing; False when it is over already."""
-        self.delivery.stop()
         with self._lock:
             if self._over or self.reason is not None:
                 return False
+            self.delivery.stop(StopReason.of(reason))
             self.reason = reason
             self.fired_at = clock.monotonic()
             complete = self._complete = threading.Event()
@@ -137,6 +138,7 @@ class Watchdog:
         self._fired: set[Guard] = set()
         self._late: set[Guard] = set()  # all that were fired and whose body still runs
         self._cutting: type[Interrupt] | None = None
+        self._announced: StopReason | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -158,6 +160,8 @@ class Watchdog:
         """Fire *guard* in *timeout* seconds, unless it is released before."""
         with self._changed:
             self._guards.add(guard)
+            if self._announced is not None:
+                guard.delivery.stop(self._announced)
             if self._cutting is not None:
                 timeout, reason = 0.0, self._cutting
             if timeout is None:
@@ -179,6 +183,14 @@ class Watchdog:
         """Those whose body has not heeded its interrupt for too long."""
         with self._changed:
             return [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
+
+    def announce(self, reason: StopReason) -> None:
+        """Tell every job, and those that come later, that it should end; it may do so in its own time."""
+        with self._changed:
+            self._announced = reason
+            for guard in self._guards:
+                if guard.reason is None:
+                    guard.delivery.stop(reason)
 
     def cut(self, reason: type[Interrupt]) -> int:
         """Fire every guard now, and those that come later at once: a job may be on its way to its body."""
