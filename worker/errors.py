@@ -67,6 +67,10 @@ class TransactionEnded(WorkerError):
     """A job ended the transaction it was given, so its writes could not commit with its completion."""
 
 
+class HookStuck(WorkerError):
+    """A middleware's hook never returned, so the worker that ran it was ended, and the job's attempt failed."""
+
+
 class Cancelled(Interrupt):
     """Raised inside a job's body when somebody cancelled the job: it is dead, and runs no more."""
 
