@@ -163,8 +163,9 @@ class Delivery(MessageProxy):
     @property
     def cuts(self) -> int:
         """How many runs before this one were cut."""
-        cuts: int = self.sent_options.get("cuts", 0)
-        return cuts
+        cuts = self.sent_options.get("cuts", 0)
+        # A hand may have written anything there, and a run must be concluded all the same.
+        return cuts if isinstance(cuts, int) else 0
 
     def fail_after_hooks(self, exc: BaseException, encode: Callable[[Delivery, int], NewJob]) -> None:
         """
