@@ -217,7 +217,10 @@ class Lending(Supply):
             if fit is None:
                 fit = self._is_fit(conn, _time_to_ask(deadline))
         finally:
-            self._conclude(conn, fit is True)
+            if fit:
+                conn._pool = self
+            else:
+                self._refuse(conn)
         return fit is True
 
     async def _is_handed_out_async(self, conn: Connection, deadline: float) -> bool:
@@ -227,15 +230,16 @@ class Lending(Supply):
             if fit is None:
                 fit = await in_thread(lambda: self._is_fit(conn, _time_to_ask(deadline)))
         finally:
-            self._conclude(conn, fit is True)
+            if fit:
+                conn._pool = self
+            else:
+                self._refuse(conn)
         return fit is True
 
-    def _conclude(self, conn: Connection, is_fit: bool) -> None:
+    def _refuse(self, conn: Connection) -> None:
+        """Dead or too old, say after a restart of the server; or its taker was interrupted while it was asked."""
         checkout = conn.checkout
-        if is_fit:
-            conn._pool = self
-        elif checkout is not None and self._checkouts.end(checkout):
-            # Dead or too old, say after a restart of the server; or its taker was interrupted while it was asked.
+        if checkout is not None and self._checkouts.end(checkout):
             try:
                 self.retire_soon(conn)
             finally:
