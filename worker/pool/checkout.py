@@ -52,8 +52,8 @@ class Checkout:
     """
 
     __slots__ = (
-        "_conn", "_view", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread", "thread_id",
-        "warned", "where",
+        "_conn", "_view", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread",
+        "thread_id", "warned", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
