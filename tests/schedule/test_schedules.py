@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -180,7 +179,6 @@ def test_the_context_tells_schedule_and_tick() -> None:
         "actor": "a",
         "queue": "q",
         "attempt": 1,
-        "stopping": threading.Event(),
     }
 
     by_schedule, by_hand = Context(options=sent, **basics), Context(options={}, **basics)
