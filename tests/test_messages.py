@@ -62,6 +62,10 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
      "WORKER_HYGIENE='on': expected one of off, detect, discard (the variable WORKER_HYGIENE)"),
     ({"WORKER_ASYNC_MODE": "fast"}, {},
      "WORKER_ASYNC_MODE='fast': expected one of view, thread (the variable WORKER_ASYNC_MODE)"),
+    ({"WORKER_HISTORY_DAYS": "0"}, {},
+     "WORKER_HISTORY_DAYS='0': expected a whole number of days from 1 to 3650 (the variable WORKER_HISTORY_DAYS)"),
+    ({"WORKER_TICK_DAYS": "1.5"}, {},
+     "WORKER_TICK_DAYS='1.5': expected a whole number of days from 1 to 3650 (the variable WORKER_TICK_DAYS)"),
     ({"WORKER_LOG_FORMAT": "xml"}, {},
      "WORKER_LOG_FORMAT='xml': expected one of auto, console, json (the variable WORKER_LOG_FORMAT)"),
     ({"WORKER_LOG_LEVEL": "loud"}, {},
@@ -91,7 +95,8 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
      "sloths: there is no such setting, did you mean 'slots'? (FOLDER/typo.toml line 2)"),
     ({}, {"config": "FOLDER/unlike.toml"},
      "colour: there is no such setting: there are database_url, schema, jobs, queues, pool_size, slots, grace, lease,"
-     " stuck, http, hygiene, async_mode, max_args, log_format, log_level (FOLDER/unlike.toml line 1)"),
+     " stuck, http, hygiene, async_mode, max_args, history_days, tick_days, log_format, log_level"
+     " (FOLDER/unlike.toml line 1)"),
     ({}, {"config": "FOLDER/wrong.toml"},
      "slots='many': expected a whole number from 1 to 100000 (FOLDER/wrong.toml line 1)"),
     ({"WORKER_SLOTS": "0"}, {"grace": "soon"},

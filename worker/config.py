@@ -119,6 +119,8 @@ SETTINGS = {
     "hygiene": Setting(_one_of("off", "detect", "discard"), "one of off, detect, discard"),
     "async_mode": Setting(_one_of("view", "thread"), "one of view, thread"),
     "max_args": Setting(_whole(1, 100_000_000), "a whole number of bytes from 1 to 100000000"),
+    "history_days": Setting(_whole(1, 3650), "a whole number of days from 1 to 3650"),
+    "tick_days": Setting(_whole(1, 3650), "a whole number of days from 1 to 3650"),
     "log_format": Setting(_one_of("auto", "console", "json"), "one of auto, console, json"),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "one of debug, info, warning, error"),
 }
@@ -142,6 +144,8 @@ class Config:
         http: Where health and metrics are served; nowhere when None.
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
         max_args: The most bytes that the encoded arguments of a job may have.
+        history_days: How long finished jobs are kept.
+        tick_days: How long the ledger of schedules keeps what became of each tick.
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
@@ -164,6 +168,8 @@ class Config:
     hygiene: str = "off"
     async_mode: str = "view"
     max_args: int = 1_048_576
+    history_days: int = 14
+    tick_days: int = 30
     until_empty: bool = False
     log_format: str = "auto"
     log_level: str = "info"

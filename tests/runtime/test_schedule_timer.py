@@ -36,7 +36,7 @@ def _end_the_thread(scheduler: Scheduler) -> None:
         raise SystemExit
 
     assert scheduler._timer is not None
-    inner = scheduler._timer._scheduler
+    inner: Any = scheduler._timer._scheduler
     inner._process_jobs = die
     inner._event.set()
 

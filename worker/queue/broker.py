@@ -335,7 +335,8 @@ class PostgresBroker(Broker):
         feed = ConsumerFeed(self.get_declared_actors, self.deliver, lambda: self.has_lanes)
         pool = self.pool
         lease = Lease(self.schema, duration=self._lease_duration, slots=0, pool_size=pool.max_size)
-        feed.dispatcher = Dispatcher(pool, self.schema, lease, feed, history=History(self.schema))
+        history = History(self.schema, keep=Settings.read(os.environ).config.history_days)
+        feed.dispatcher = Dispatcher(pool, self.schema, lease, feed, history=history)
         self.dispatcher = self._open.enter_context(feed.dispatcher)
         logger.info("broker.consuming", worker=application_name(lease.worker_id))
         self._feed = feed

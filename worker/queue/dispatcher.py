@@ -96,6 +96,8 @@ class Dispatcher:
         """When the last pass, or attempt to connect, began."""
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
+        self.on_schedules: Callable[[], None] | None = None
+        """Called when somebody has changed a schedule in the database, and after each loss of the connection."""
 
     def __enter__(self) -> Dispatcher:
         self._thread.start()
@@ -139,6 +141,13 @@ class Dispatcher:
         """Run *work* on the reserved connection, in a transaction of its own. It must be short: everything waits."""
         self._check_not_over()
         future = self._submitted.add(work)
+        self.wake()
+        return future
+
+    def submit_statement(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
+        """`submit` for work of one statement: without the two that would make it a transaction."""
+        self._check_not_over()
+        future = self._submitted.add(work, atomic=False)
         self.wake()
         return future
 
@@ -255,6 +264,7 @@ class Dispatcher:
         self._connected = True
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0
+        self._tell_of_schedules()
 
     def _detach(self, conn: psycopg.Connection[Any]) -> None:
         pending = self._outcomes.proofs
@@ -461,5 +471,11 @@ class Dispatcher:
         elif channel == self.schema.channels["ask"]:
             if self.answer is not None:
                 self.submit(self.answer)
+        elif channel == self.schema.channels["schedules"]:
+            self._tell_of_schedules()
         else:
             self._hungry = True
+
+    def _tell_of_schedules(self) -> None:
+        if self.on_schedules is not None:
+            self.on_schedules()

@@ -37,10 +37,10 @@ class History:
     The partitions of the history, one for each day in UTC.
 
     Args:
-        keep: Days that finished jobs are kept.
+        keep: Days that finished jobs are kept; None drops nothing, for those who are no worker and do not know.
     """
 
-    def __init__(self, schema: Schema, *, keep: int = 14) -> None:
+    def __init__(self, schema: Schema, *, keep: int | None = 14) -> None:
         self._schema = schema
         self._keep = keep
 
@@ -86,6 +86,8 @@ class History:
         for ahead in range(_DAYS_AHEAD + 1):
             if (day := today + timedelta(days=ahead)) not in present:
                 self._create(conn, day)
+        if self._keep is None:
+            return True
         for day, state in present.items():
             if day < today - timedelta(days=self._keep):
                 self._drop(conn, day, state)

@@ -175,7 +175,7 @@ class Jobs:
             # No worker has kept house for a week; within somebody's transaction, so can nobody.
             if not has_no_partition(exc) or self._conn.info.transaction_status != TransactionStatus.IDLE:
                 raise
-            History(self._schema).maintain(self._conn)
+            History(self._schema, keep=None).maintain(self._conn)
             return self._cancel_some(which, limit)
 
     def _cancel_some(self, which: JobFilter, limit: int) -> list[UUID]:

@@ -147,7 +147,7 @@ def working(
     tally = Tally()
     feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts, queues=config.queues)
     with ExitStack() as stack:
-        dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed))
+        dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed, config))
         health = Health(vitals, pool, dispatcher, feed, tally)
         if config.http is not None:
             stack.enter_context(HttpServer(config.http, health.pages()))
@@ -179,9 +179,12 @@ def _trouble(dispatcher: Dispatcher) -> str | None:
 
 
 @contextmanager
-def dispatching(broker: PostgresBroker, pool: Pool, lease: Lease, feed: SlotFeed) -> Iterator[Dispatcher]:
+def dispatching(
+    broker: PostgresBroker, pool: Pool, lease: Lease, feed: SlotFeed, config: Config
+) -> Iterator[Dispatcher]:
     """The dispatcher; its exit writes the last outcomes and takes the worker's row away."""
-    dispatcher = Dispatcher(pool, broker.schema, lease, feed, history=History(broker.schema))
+    history = History(broker.schema, keep=config.history_days)
+    dispatcher = Dispatcher(pool, broker.schema, lease, feed, history=history)
     broker.dispatcher = dispatcher
     try:
         with dispatcher:
@@ -214,10 +217,13 @@ def ticking(parts: Parts, broker: PostgresBroker, config: Config) -> Iterator[No
     scheduler = Scheduler(
         registered(),
         submit=parts.dispatcher.submit,
+        submit_statement=parts.dispatcher.submit_statement,
         schema=broker.schema,
         modules=config.jobs,
         actors=broker.actors.get,
+        keep=config.tick_days * 86400.0,
         decided=parts.tally.decided,
     )
+    parts.dispatcher.on_schedules = scheduler.catch_up
     with scheduler, parts.vitals.watching(**{"schedule-timer": dead_unless(lambda: scheduler.is_alive)}):
         yield
