@@ -32,6 +32,7 @@ from worker.queue.context import Context
 from worker.queue.limit import Limit
 from worker.queue.many import send_many, send_many_async
 from worker.queue.queues import Queues
+from worker.queue.rate import Rate
 from worker.queue.retries import Retry
 from worker.queue.sent import Sent
 from worker.queue.snooze import Snooze
@@ -58,6 +59,7 @@ __all__ = [
     "PostgresLimits",
     "PostgresResults",
     "Queues",
+    "Rate",
     "Refused",
     "Retry",
     "Schedules",

@@ -19,6 +19,7 @@ from worker.queue.context import Context
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7
 from worker.queue.limit import Limit
+from worker.queue.rate import Rate
 from worker.queue.send_options import check_delay, milliseconds, prepare, read_unique
 from worker.queue.sent import Sent
 from worker.queue.signature import Signature
@@ -48,6 +49,7 @@ class Job(Actor[P, R]):
         *,
         actor_name: str,
         limit: Limit | None = None,
+        rate: Rate | None = None,
         unique: Unique | bool | None = None,
         aliases: Mapping[str, str] | None = None,
         former_names: Sequence[str] = (),
@@ -57,12 +59,28 @@ class Job(Actor[P, R]):
         self.limit = limit
         if limit is not None:
             limit.check(actor_name, self.signature.parameters)
+        self.rate = rate
+        if rate is not None:
+            rate.check(actor_name, self.signature.parameters, limit)
         self.body = fn
         self.unique = read_unique(actor_name, unique)
         self.former_names = tuple(former_names)
         if self.unique is not None:
             self.signature.check_names(self.unique.by or ())
         super().__init__(fn, actor_name=actor_name, **rest)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its jobs may have to wait for others of their lane or rate."""
+        return self.limit is not None or self.rate is not None
+
+    def lane(self, name: str, args: str) -> dict[str, Any] | None:
+        """What a job sent under *name* with *args*, JSON by name, is counted in, as its options have it."""
+        parameters = self.signature.parameters
+        lane = {} if self.limit is None else self.limit.lane(name, args, parameters)
+        if self.rate is not None:
+            lane["rate"] = self.rate.option(name, args, parameters, self.limit)
+        return lane or None
 
     @property
     def required_arguments(self) -> tuple[str, ...]:
@@ -292,6 +310,7 @@ def job(
     max_retries: int | None = 20,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    rate: Rate | None = None,
     unique: Unique | bool | None = None,
     aliases: Mapping[str, str] | None = None,
     former_names: Sequence[str] = (),
@@ -307,6 +326,7 @@ def job(
     priority: int = 0,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    rate: Rate | None = None,
     unique: Unique | bool | None = None,
     aliases: Mapping[str, str] | None = None,
     former_names: Sequence[str] = (),
@@ -324,6 +344,7 @@ def job(
         max_retries: How often it runs again after a failure; None for ever, 20 by default.
         timeout: Seconds that one run may take; None lifts the limit.
         limit: How many of them run at once over the whole fleet, and for each value of which argument.
+        rate: How many of them start within some seconds over the whole fleet, and for each value of which argument.
         unique: Of its sends that say nothing else: `worker.Unique(...)`, or True for one job with the same arguments.
         aliases: Parameters that had another name, as `{"old": "new"}`: jobs sent with the old name still run.
         former_names: Names this job had: jobs sent under them still run, and run as this one.
@@ -339,7 +360,7 @@ def job(
     if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
         raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
     declaring: Callable[..., Any] = Job
-    declared = partial(declaring, limit=limit, unique=unique, aliases=aliases, former_names=former_names)
+    declared = partial(declaring, limit=limit, rate=rate, unique=unique, aliases=aliases, former_names=former_names)
     decorator = dramatiq.actor(
         actor_class=declared,
         actor_name=name,

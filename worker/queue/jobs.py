@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -19,9 +19,9 @@ from worker.queue.history import History, has_no_partition
 from worker.queue.queues import Queues
 from worker.queue.schema import Schema
 
-LIVE = ("scheduled", "held", "available", "running")
+LIVE = ("scheduled", "held", "throttled", "available", "running")
 STATES = (*LIVE, "done", "dead")
-_WAITING = ("scheduled", "held", "available")
+_WAITING = ("scheduled", "held", "throttled", "available")
 
 # Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
 # id of each partition, and those of states that nobody asked for are not looked at.
@@ -79,6 +79,14 @@ FIND_JOBS: LiteralString = """
     LIMIT %(limit)s
     ) AS found
     ORDER BY id DESC"""
+
+# job_pkey, rate_gate_pkey.
+FIND_RATE: LiteralString = """
+    SELECT job.rate, job.rate_size, job.rate_per, gate.opens_at
+    FROM {schema}.job AS job
+    LEFT JOIN {schema}.rate_gate AS gate ON gate.rate = job.rate
+    WHERE job.id = %(id)s
+      AND job.state = 'throttled'"""
 
 # job_dead_pkey. A dead letter whose id lives again, because it was sent anew, stays where it is.
 TAKE_DEAD: LiteralString = """
@@ -199,8 +207,20 @@ class Jobs:
         """Why *job*, which waits, cannot start: its queue is paused, nobody knows its actor; None without a reason."""
         if job.state not in _WAITING:
             return None
-        full = "its lane is full: as many jobs as may run at once are before it" if job.state == "held" else None
-        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) or full
+        in_the_way = Queues(self._conn, self._schema).obstacle(job.queue, job.actor)
+        if job.state == "held":
+            return in_the_way or "its lane is full: as many jobs as may run at once are before it"
+        if job.state == "throttled":
+            return in_the_way or self._rate(job.id)
+        return in_the_way
+
+    def _rate(self, job_id: UUID) -> str | None:
+        row = self._conn.execute(self._schema.render(FIND_RATE).encode(), {"id": job_id}).fetchone()
+        if row is None:
+            return None
+        rate, size, per, opens_at = row
+        until = "" if opens_at is None else f": the next may start at {_instant(opens_at)}"
+        return f"its rate {rate!r} is used up, {size} starts in {per:g} s{until}"
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """
@@ -280,6 +300,10 @@ def without_notes(message: bytes | None) -> bytes | None:
         return message
     decoded["options"] = {name: value for name, value in options.items() if name not in _NOTES}
     return json.dumps(decoded, separators=(",", ":")).encode()
+
+
+def _instant(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _range(id_or_prefix: str | UUID | None) -> tuple[UUID, UUID]:
