@@ -16,6 +16,7 @@ from worker.queue.lanes import admit, has_left_some
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
+from worker.queue.progress import Progress, Proof, write_progress
 from worker.queue.rates import Cleared, clear, what_is_left
 from worker.queue.schema import Schema
 from worker.queue.settlement import Settlement, send_settlements
@@ -27,6 +28,7 @@ class Errand(NamedTuple):
     What a pass has to say and to ask.
 
     Args:
+        said: What running jobs have said of themselves; before their settlements, which end them.
         settlements: Those that one statement writes.
         new: Plain ones, for the same reason.
         begun: Jobs that were claimed ahead and run by now.
@@ -47,10 +49,11 @@ class Errand(NamedTuple):
     renewing: bool = False
     served: Sequence[Room] = ()
     pauses: Pauses = Pauses()
+    said: Sequence[tuple[Proof, Progress]] = ()
 
     @property
     def num_statements(self) -> int:
-        written = (self.settlements, self.new, self.begun)
+        written = (self.said, self.settlements, self.new, self.begun)
         asked = (self.promoting, self.admitting, self.clearing, self.renewing)
         return sum(map(bool, (*written, *asked))) + len(self.rooms)
 
@@ -65,6 +68,7 @@ class Reply(NamedTuple):
         knocking: Some lanes or rates were in others' hands; look again in a moment.
         opens_in: Seconds until the next job may start that waits for its rate; None when none does.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
+        heard: The jobs whose progress was written.
     """
 
     owned: set[UUID]
@@ -72,6 +76,7 @@ class Reply(NamedTuple):
     knocking: bool
     opens_in: float | None
     look: Look | None
+    heard: set[UUID]
 
 
 def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand: Errand) -> Reply:
@@ -86,6 +91,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     """
     try:
         with _together(conn) if errand.num_statements > 1 else nullcontext():
+            reported = write_progress(conn, schema, errand.said) if errand.said else None
             settled = send_settlements(conn, schema, errand.settlements) if errand.settlements else None
             if errand.new:
                 insert(conn, schema, errand.new)
@@ -108,6 +114,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
         knocking=(admitted is not None and has_left_some(admitted)) or cleared.left_some,
         opens_in=cleared.opens_in,
         look=lease.hear(beat) if beat is not None else None,
+        heard={row[0] for row in reported} if reported is not None else set(),
     )
 
 
