@@ -13,13 +13,13 @@ from psycopg import sql
 
 from worker import clock, log
 from worker.pool import Pool
+from worker.queue import lanes, rates
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.exchange import Errand, exchange
 from worker.queue.feed import Feed, Room
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
-from worker.queue.lanes import sweep
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
@@ -89,7 +89,7 @@ class Dispatcher:
         self._connected = False
         self._hungry = True
         self._renew_at = self._keep_house_at = 0.0
-        self._next_due = self._admit_at = float("inf")
+        self._next_due = self._admit_at = self._clear_at = float("inf")
         self._sweep_at = 0.0
         self.failure: BaseException | None = None
         self.passed_at = clock.monotonic()
@@ -288,6 +288,7 @@ class Dispatcher:
             self._renew_at,
             self._next_due,
             self._admit_at,
+            self._clear_at,
             self._keep_house_at,
             self._outcomes.again_at,
             self._feed.look_at,
@@ -302,9 +303,13 @@ class Dispatcher:
                 self._keep_house_at = now + _HOUSEKEEPING
 
     def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
-        if self._feed.has_lanes and (now := clock.monotonic()) >= self._sweep_at:
+        has_lanes, has_rates = self._feed.has_lanes, self._feed.has_rates
+        if (has_lanes or has_rates) and (now := clock.monotonic()) >= self._sweep_at:
             self._sweep_at = now + _SWEEP
-            sweep(conn, self.schema)
+            if has_lanes:
+                lanes.sweep(conn, self.schema)
+            if has_rates:
+                rates.sweep(conn, self.schema)
 
     def _release(self, claim: Claim) -> None:
         self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
@@ -325,7 +330,9 @@ class Dispatcher:
         self._hungry |= any(one.makes_available for one, _ in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
         admitting = self._feed.has_lanes
-        self._hungry |= admitting
+        # The same with rates, whose time is known from the last look.
+        clearing = self._feed.has_rates
+        self._hungry |= admitting or clearing
         # With whatever else is to be written, and with the heartbeat when there is nothing else.
         said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
         served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
@@ -336,6 +343,7 @@ class Dispatcher:
             rooms=self._rooms(self._pauses.leave_out(served)),
             promoting=promoting,
             admitting=admitting,
+            clearing=clearing,
             renewing=renewing,
             served=served,
             pauses=self._pauses,
@@ -359,6 +367,9 @@ class Dispatcher:
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
         self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")
+        # A moment late rather than a moment too soon, which would be one look more.
+        opens_in = float("inf") if reply.opens_in is None else max(0.0, reply.opens_in) + 0.002
+        self._clear_at = clock.monotonic() + opens_in
         for claims in reply.claims:
             self._take(claims)
         if renewing and self._heard(conn, reply.look) and not errand.rooms:
