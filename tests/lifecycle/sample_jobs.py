@@ -108,3 +108,12 @@ def deaf_with_the_interpreter() -> None:
 def crash() -> None:
     """Takes its process along, as a fault in a C extension does."""
     os._exit(9)
+
+
+_grown: list[bytes] = []
+
+
+@job
+def grow(mebibytes: int) -> None:
+    """Keeps what it takes."""
+    _grown.append(b"x" * (mebibytes * 1024 * 1024))

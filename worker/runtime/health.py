@@ -19,6 +19,7 @@ from worker.pool import Pool
 from worker.queue.dispatcher import Dispatcher
 from worker.runtime.slot_feed import SlotFeed
 from worker.runtime.statements import COUNT_QUEUES, COUNT_TIMEOUT
+from worker.runtime.supervision import SLOW_PASS
 from worker.runtime.tally import Tally
 from worker.runtime.vitals import Stage, Vitals
 from worker.schedule import registered
@@ -56,6 +57,8 @@ class Health:
             reasons["database"] = "there is no connection to it"
         elif self._dispatcher.lease.remaining <= 0:
             reasons["database"] = f"no heartbeat came through for {self._dispatcher.lease.duration:g} s"
+        if (busy_for := self._dispatcher.busy_for) > SLOW_PASS:
+            reasons["dispatcher"] = f"its pass has taken {busy_for:.1f} s: the database does not answer, or it is stuck"
         if self._dispatcher.failure is not None:
             reasons["dispatcher"] = str(self._dispatcher.failure)
         if self._vitals.stage is not Stage.RUNNING:
