@@ -164,6 +164,7 @@ class Config:
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
         max_args: The most bytes that the encoded arguments of a job may have.
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
+        budget: The pool size of all processes together, when this is the share of one of them; 0 when it is not.
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
         log_level: "debug" shows every job that is done; "info", "warning" or "error".
@@ -188,6 +189,7 @@ class Config:
     hygiene: str = "off"
     async_mode: str = "view"
     max_args: int = 1_048_576
+    budget: int = 0
     until_empty: bool = False
     log_format: str = "auto"
     log_level: str = "info"

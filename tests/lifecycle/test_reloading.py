@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.factories import column, scalar
+from tests.factories import column
 from tests.lifecycle.conftest import WAIT, StartWorker, WorkerProcess, busy_in_sql, done, send
 from tests.waiting import wait_until
 
@@ -145,7 +145,7 @@ def test_no_session_of_the_old_one_is_left(worker: WorkerProcess, noted: psycopg
     names = column(noted, SESSION_NAMES)
     last = [each["worker"] for each in worker.events if each["event"] == "worker.running"][-1]
     assert names == [f"carpool {last}"]
-    assert scalar(noted, "SELECT count(*) FROM worker.worker") == 1
+    wait_until(lambda: [str(row) for row in column(noted, "SELECT id FROM worker.worker")] == [last], WAIT, "its row")
     assert worker.end() == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -54,12 +54,12 @@ def command(ctx: click.Context, /, embedded: bool, until_empty: bool, check: boo
         _check(config, embedded)
         return
     with _embedded(config) if embedded else nullcontext(config) as config:
-        code = _run(config, _reload(embedded))
-    _leave(code)
+        code = _run(config, _reload(embedded), lambda: configured(until_empty=until_empty or None, **flags))
+    leave(code)
     ctx.exit(code)
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """End the process, soon, although a job has left a thread: for an executor's the interpreter waits at its end."""
     left = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     if left:
@@ -103,15 +103,17 @@ def _reload(embedded: bool) -> Reload:
     return Reload(command_line())
 
 
-def _run(config: Config, reload: Reload) -> int:
+def _run(config: Config, reload: Reload, settings: Callable[[], Config]) -> int:
     from worker.config import NO_DATABASE
     from worker.errors import ConfigError
 
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
+    from worker.processes import supervise
     from worker.runtime import run
 
-    code = run(config, reload=reload)
+    several = config.processes > 1
+    code = supervise(config, reload=reload, settings=settings) if several else run(config, reload=reload)
     # What is left is Python's own exit, which a late signal could only spoil.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)

@@ -31,7 +31,7 @@ class ServiceManager:
         """The worker is in another stage; *told* says so to people."""
         words = {"STATUS": told}
         if stage == "running" and not self._ready:
-            self._ready = True
+            self._ready, self._reloading = True, False
             words["READY"] = "1"
         elif stage in ("draining", "cutting", "closing"):
             self._ending = True
@@ -41,8 +41,8 @@ class ServiceManager:
         self._tell(words)
 
     def reloading(self) -> None:
-        """The worker ends to begin anew under the same process id: the next READY=1 is its successor's."""
-        self._reloading = True
+        """What works now is replaced, perhaps by a successor under the same process id: READY=1 comes when it is."""
+        self._reloading, self._ready = True, False
         self._tell({"RELOADING": "1", "MONOTONIC_USEC": str(time.monotonic_ns() // 1000)})
 
     def beaten(self, *, well: bool) -> None:
