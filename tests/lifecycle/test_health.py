@@ -78,11 +78,12 @@ def test_without_its_database_a_worker_lives_and_is_not_ready(
 
 
 def test_a_dispatcher_that_is_stuck_is_noticed_within_two_seconds(
-    start_worker: StartWorker, database: str, db: psycopg.Connection, address: Address, page: Ask
+    start_worker: StartWorker, logged_database: str, address: Address, page: Ask
 ) -> None:
     """By its own clock: a machine that is busy elsewhere makes everything later."""
-    worker = start_worker(database, "--http", str(address)).running()
-    [pid] = column(db, "SELECT pid FROM worker.worker")
+    worker = start_worker(logged_database, "--http", str(address)).running()
+    with psycopg.connect(logged_database, autocommit=True) as db:
+        [pid] = column(db, "SELECT pid FROM worker.worker")
     # The server's end of its session stands still, so that its next statement is never answered.
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -230,6 +230,37 @@ def test_a_job_that_kills_its_third_process_is_quarantined_with_how(start: Any, 
     assert worker.end() == 0
 
 
+def test_a_successor_waits_until_the_server_has_ended_the_sessions_of_the_dead(
+    start_worker: StartWorker, logged_database: str
+) -> None:
+    """As many as are allowed are open, and those of the dead process stand still on the server for a while."""
+    sizes = ("--processes", "3", "--pool-size", str(POOL), "--grace", "0.2")
+    with psycopg.connect(logged_database, autocommit=True) as db, counting(logged_database) as counts:
+        db.execute("CREATE TABLE note (word text)")
+        worker = all_work(start_worker(logged_database, *sizes))
+        jobs = [send(db, "work", word=str(number), seconds=600) for number in range(6)]
+        wait_until(lambda: scalar(db, SESSIONS) == POOL, WAIT, "every session to be open")
+        victim = running_in(db, jobs[0])
+        number = process_of(worker, victim)
+        left = column(db, "SELECT pid FROM pg_stat_activity WHERE application_name = %s", f"carpool {victim}")
+        for pid in left:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            os.kill(pids(worker)[number], signal.SIGKILL)
+            worker.event("process.ended")
+            # Four times as long as its back-off.
+            time.sleep(2)
+            assert len(events(worker, "process.started", process=number)) == 1
+        finally:
+            for pid in left:
+                os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: len(events(worker, "process.started", process=number)) == 2, WAIT, "its successor")
+        all_work(worker)
+        assert worker.end() == 0
+
+    assert (len(left), max(counts)) == (3, POOL)
+
+
 def test_never_more_sessions_than_the_budget_while_processes_die(
     start: Any, database: str, noted: psycopg.Connection
 ) -> None:
