@@ -11,6 +11,5 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def monotonic() -> float:
-    """Seconds that only ever grow, for durations and deadlines."""
-    return time.monotonic()
+# Seconds that only ever grow, for durations and deadlines.
+monotonic = time.monotonic

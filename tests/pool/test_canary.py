@@ -6,7 +6,10 @@ import inspect
 
 import psycopg
 import psycopg_pool
+import pytest
+from psycopg import generators
 from psycopg._connection_base import BaseConnection
+from psycopg._preparing import PrepareManager
 from psycopg.adapt import AdaptersMap
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool import AddConnection, MaintenanceTask, WaitingClient
@@ -26,6 +29,10 @@ POOL_CLASS = (
     "_connect", "_add_to_pool", "_add_connection", "_maybe_grow_pool", "_shrink_pool", "_check_open_getconn",
     "_signal_stop_worker", "_jitter", "_set_connection_expiry_date", "run_task", "schedule_task",
     "_REQUESTS_NUM", "_REQUESTS_QUEUED", "_REQUESTS_WAIT_MS", "_CONNECTIONS_NUM", "_CONNECTIONS_ERRORS",
+)  # fmt: skip
+CURSOR = (
+    "_execute_gen", "_maybe_prepare_gen", "_get_prepared", "_execute_send", "_send_prepare", "_send_query_prepared",
+    "_check_results", "_set_results", "_encoding",
 )  # fmt: skip
 
 
@@ -74,6 +81,15 @@ def test_an_async_connection_is_made_over_a_session_that_exists() -> None:
 
 def test_whatever_a_connection_says_to_the_server_passes_through_wait() -> None:
     assert list(inspect.signature(psycopg.Connection.wait).parameters)[:2] == ["self", "gen"]
+
+
+@pytest.mark.parametrize("kind", [psycopg.Cursor, psycopg.AsyncCursor])
+def test_a_cursor_has_what_a_first_statement_builds_on(kind: type) -> None:
+    assert missing(kind, CURSOR) == []
+    assert list(inspect.signature(kind._maybe_prepare_gen).parameters) == ["self", "pgq", "prepare", "binary"]  # type: ignore[attr-defined]
+    assert missing(BaseConnection, ("_start_query", "_get_tx_start_command", "_exec_command")) == []
+    assert missing(PrepareManager, ("maybe_add_to_cache", "validate")) == []
+    assert missing(generators, ("execute", "fetch_many")) == []
 
 
 def test_adapters_share_what_they_are_copied_from_until_something_is_registered(pool: Pool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop
 from asyncio.events import _get_running_loop
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -52,9 +53,12 @@ class Borrowed(Generic[SyncT, AsyncT]):
 
     def __enter__(self) -> SyncT:
         try:
-            # An interrupt that met the hand-over would lose the connection.
-            with shield.get()():
-                conn = self._conn = self._pool.acquire(self._timeout) if self._wait else self._pool.try_acquire()
+            shielded = shield.get()
+            if shielded is nullcontext:  # the rule outside of jobs; see `Lending.acquire`
+                conn = self._conn = self._take()
+            else:
+                with shielded():  # an interrupt that met the hand-over would lose the connection
+                    conn = self._conn = self._take()
             if self._begin and conn is not None:
                 self._transaction = conn.transaction()
                 self._transaction.__enter__()
@@ -78,11 +82,21 @@ class Borrowed(Generic[SyncT, AsyncT]):
         # Told to type checkers as None, or they would expect any block to end in the middle.
         return cast("None", swallowed)
 
+    def _take(self) -> Connection | None:
+        return self._pool.acquire(self._timeout) if self._wait else self._pool.try_acquire()
+
     def _give_back(self) -> None:
-        with shield.get()():
-            conn, self._conn = self._conn, None
-            if conn is not None:
-                self._pool.release(conn)
+        shielded = shield.get()
+        if shielded is nullcontext:
+            self._return()
+        else:
+            with shielded():
+                self._return()
+
+    def _return(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._pool.release(conn)
 
     async def __aenter__(self) -> AsyncT:
         self._loop = _get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from asyncio import AbstractEventLoop, Task, current_task
@@ -51,16 +52,17 @@ class Checkout:
     """
 
     __slots__ = (
-        "_conn", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread", "warned",
-        "where",
+        "_conn", "_view", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread",
+        "thread_id", "warned", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.holder = holder.get()
         self.thread = threading.current_thread()
+        self.thread_id = self.thread.ident
         self.loop: AbstractEventLoop | None = _get_running_loop()
         self.task: Task[Any] | None = None if self.loop is None else current_task(self.loop)
-        # Code and line only: keeping frames would keep the job's local variables alive.
+        # Code and place only: keeping frames would keep the job's local variables alive.
         self.where = _callers()
         self.since = clock.monotonic()
         # Held to cancel its statement and to end it: a cancel must never meet the statement of the next holder.
@@ -71,12 +73,11 @@ class Checkout:
         self.warned = False
         self.pgconn: PGconn | None = None
         self._conn: ref[Connection] | None = None
+        self._view: ref[object] | None = None
 
-    def give(self, conn: Connection) -> None:
-        """From now on it is out."""
-        self.pgconn = conn.pgconn
-        self._conn = ref(conn)
-        conn.checkout = self
+    def give_view(self, view: object) -> None:
+        """It was given out as *view*: who drops that has dropped it, although others may still know the connection."""
+        self._view = ref(view)
 
     @property
     def conn(self) -> Connection | None:
@@ -86,6 +87,7 @@ class Checkout:
     def used_here(self) -> None:
         """Whoever calls this has it now: a connection may be handed on, and must not be taken from its new user."""
         self.thread = threading.current_thread()
+        self.thread_id = self.thread.ident
         loop = _get_running_loop()
         # A thread may as well be at work for the loop that has it.
         if loop is not None or self.loop is None or self.loop.is_closed():
@@ -112,7 +114,9 @@ class Checkout:
     @property
     def taken_at(self) -> str:
         """The place in the code, innermost first."""
-        return " < ".join(f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in self.where)
+        return " < ".join(
+            f"{Path(code.co_filename).name}:{_line(code, place)} {code.co_name}" for code, place in self.where
+        )
 
     @property
     def last_statement(self) -> str | None:
@@ -129,11 +133,15 @@ class Checkout:
     @property
     def is_looped(self) -> bool:
         """Whether coroutines of a loop that is not closed may be in the middle of using it."""
-        return self.conn is not None and self.loop is not None and not self.loop.is_closed()
+        return not self._is_dropped and self.loop is not None and not self.loop.is_closed()
+
+    @property
+    def _is_dropped(self) -> bool:
+        return self.conn is None or (self._view is not None and self._view() is None)
 
     def abandoned(self) -> str | None:
         """Why nobody will return it any more; None as long as somebody may."""
-        if self.conn is None:
+        if self._is_dropped:
             return "its connection was dropped without being returned"
         if self.loop is not None:
             if self.loop.is_closed():
@@ -159,7 +167,9 @@ class Checkouts:
 
     def begin(self, checkout: Checkout, conn: Connection) -> None:
         """*conn* is out."""
-        checkout.give(conn)
+        checkout.pgconn = conn.pgconn
+        checkout._conn = ref(conn)
+        conn.checkout = checkout
         self._out[id(checkout)] = checkout
 
     def end(self, checkout: Checkout, *, revoking: bool = False) -> bool:
@@ -216,16 +226,23 @@ def _text(query: object) -> str:
     return query.decode(errors="replace") if isinstance(query, bytes) else str(query)
 
 
+def _line(code: CodeType, place: int) -> int | None:
+    """The line of the instruction at *place*, which counts bytes; an instruction has two."""
+    return next(itertools.islice(code.co_positions(), place // 2, None), (None,))[0]
+
+
 def _callers() -> tuple[tuple[CodeType, int], ...]:
     callers: list[tuple[CodeType, int]] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(callers) < _DEPTH:
-        if not _is_plumbing(frame.f_code):
-            callers.append((frame.f_code, frame.f_lineno))
+        code = frame.f_code
+        # By its file, because the hash of a string is kept and that of code is not.
+        if not _is_plumbing(code.co_filename):
+            callers.append((code, frame.f_lasti))  # the line is looked up by who wants to read it
         frame = frame.f_back
     return tuple(callers)
 
 
 @lru_cache(4096)
-def _is_plumbing(code: CodeType) -> bool:
-    return code.co_filename.startswith(_PLUMBING)
+def _is_plumbing(filename: str) -> bool:
+    return filename.startswith(_PLUMBING)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Iterable
+from asyncio.events import _get_running_loop
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from threading import get_ident
+from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from worker import clock
-
-if TYPE_CHECKING:
-    from psycopg.abc import Params, Query
-
+from worker.pool.cursor import BeginsAlong, Cursor, leave_pipeline
 
 # Far longer than a healthy server needs (about 2 ms), far shorter than anybody's patience.
 _GOODBYE = 2.0
@@ -24,28 +22,14 @@ _GOODBYE = 2.0
 _LET_GO = 1.0
 # The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
 _HANGUP = getattr(select, "POLLRDHUP", 0)
-_BAD = ConnStatus.BAD  # looked up at each checkout and return
+# Looked up at each checkout and return.
+_BAD = ConnStatus.BAD
+_IDLE = TransactionStatus.IDLE
 _CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
 
-class Cursor(psycopg.Cursor[Any]):
-    """A cursor that tells its connection's checkout what it is used for."""
-
-    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        self._tell(query)
-        return super().execute(query, params, **options)
-
-    def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
-        self._tell(query)
-        super().executemany(query, params_seq, **options)
-
-    def _tell(self, query: object) -> None:
-        if (checkout := getattr(self._conn, "checkout", None)) is not None:
-            checkout.statement = query
-
-
-class Connection(psycopg.Connection[Any]):
+class Connection(BeginsAlong, psycopg.Connection[Any]):
     """
     A `psycopg.Connection` whose `close` returns when the server has ended the session.
 
@@ -63,6 +47,8 @@ class Connection(psycopg.Connection[Any]):
         self.standard: Any = None
         """The `Standard` to which it is to come back."""
         self.idle_since = clock.monotonic()
+        self.num_begun = 0
+        """How often BEGIN was sent; whoever counts sets it to 0."""
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
         self._severed = self._is_silent = False
@@ -80,9 +66,30 @@ class Connection(psycopg.Connection[Any]):
 
         So one that was handed to another thread is not taken from that one when the first ends.
         """
-        if (checkout := self.checkout) is not None:
+        checkout = self.checkout
+        if checkout is not None and (
+            checkout.thread_id != get_ident() or checkout.loop is not None or _get_running_loop() is not None
+        ):
             checkout.used_here()
-        return super().wait(*args, **kwargs)
+        try:
+            return super().wait(*args, **kwargs)
+        except BaseException:
+            if self._pipeline is None:
+                leave_pipeline(self.pgconn)
+            raise
+
+    def _get_tx_start_command(self) -> bytes:
+        self.num_begun += 1
+        return super()._get_tx_start_command()
+
+    def transaction(self, *args: Any, **kwargs: Any) -> Any:
+        """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
+        if self._num_transactions and self.pgconn.transaction_status == _IDLE:
+            with self.lock:
+                self.wait(self._start_query())
+            if self._pipeline:
+                self._pipeline.sync()
+        return super().transaction(*args, **kwargs)
 
     def close(self, timeout: float = _GOODBYE) -> None:
         """

@@ -126,7 +126,7 @@ class Hygiene:
             self._sees_all
             and standard is not None
             and conn.pgconn.transaction_status == _IDLE
-            and not conn._pipeline
+            and not conn.pgconn.pipeline_status
             and _attributes(conn) == standard.attributes
             and _reported(conn) == standard.reported
             and _handlers(conn) == standard.handlers
@@ -158,7 +158,7 @@ class Hygiene:
     def _restore(self, conn: Connection) -> list[str]:
         found = []
         status = conn.pgconn.transaction_status
-        if conn._pipeline or status == TransactionStatus.ACTIVE:
+        if conn.pgconn.pipeline_status or status == TransactionStatus.ACTIVE:
             raise psycopg.OperationalError("it came back in the middle of a statement or a pipeline")
         if status != TransactionStatus.IDLE:
             found.append("open transaction")
@@ -269,10 +269,10 @@ def _handlers(conn: Connection) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _are_alike(one: AdaptersMap, other: AdaptersMap) -> bool:
-    """Costs next to nothing as long as the two share all they have."""
+    """Whether the two share all they have: lists compare what is identical at once, dictionaries do not."""
     return (
         one._loaders == other._loaders
-        and one._dumpers == other._dumpers
         and one._dumpers_by_oid == other._dumpers_by_oid
-        and one.types._registry == other.types._registry
+        and [*one._dumpers.values()] == [*other._dumpers.values()]
+        and one.types._registry is other.types._registry
     )

@@ -239,10 +239,12 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     def _seems_fit(self, conn: Connection, now: float) -> bool | None:
         """Whether it can be handed out; None when it must be asked first, which takes a round trip."""
-        if conn.closed or self._is_stale(conn, now):
+        idle = now - conn.idle_since
+        # `_is_stale`, written out: each call would be a tenth of what a checkout costs.
+        if conn.closed or conn._expire_at <= now or conn._created_at <= self._drained_at or idle >= self.max_idle:
             self._refused = self._why_stale(conn, now)
             return False
-        if self._before_acquire is not None or now - conn.idle_since > _ASK_AFTER or conn.has_news():
+        if self._before_acquire is not None or idle > _ASK_AFTER or conn.has_news():
             return None
         self._refused = None
         return True

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 from weakref import ref
 
 import psycopg
 from psycopg._connection_base import BaseConnection
+from psycopg.pq import TransactionStatus
 
 from worker import clock
 from worker.pool.connection import Connection
-
-if TYPE_CHECKING:
-    from psycopg.abc import Params, Query
+from worker.pool.cursor import AsyncCursor, BeginsAlong
 
 _CANCEL_TIMEOUT = 2.0
 _CANCEL_INTERVAL = 0.1
 _LEAVE = 5.0
 
 
-class AsyncCursor(psycopg.AsyncCursor[Any]):
-    """A cursor that tells its connection's checkout what it is used for."""
-
-    async def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        _tell(self._conn, query)
-        return await super().execute(query, params, **options)
-
-    async def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
-        _tell(self._conn, query)
-        await super().executemany(query, params_seq, **options)
-
-
-class AsyncView(psycopg.AsyncConnection[Any]):
+class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
     """
     A pooled `Connection` for coroutines: same session, same transaction, same prepared statements.
 
@@ -65,13 +51,31 @@ class AsyncView(psycopg.AsyncConnection[Any]):
         self._num_transactions = conn._num_transactions
         self._pool = conn._pool  # only looked at: a pooled connection is not closed on exit
 
+    @property
+    def checkout(self) -> Any:
+        """The `Checkout` that says who has it; None when it is not out any more."""
+        return self.pooled.checkout
+
     async def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Whatever is said to the server passes here: the task that last used a view is the one that has it."""
-        if (checkout := self.pooled.checkout) is not None:
-            checkout.loop = loop = asyncio.get_running_loop()
-            checkout.task = asyncio.current_task(loop)
-            checkout.thread = threading.current_thread()
+        if (checkout := self.checkout) is not None:
+            checkout.used_here()
         return await super().wait(*args, **kwargs)
+
+    def _get_tx_start_command(self) -> bytes:
+        self.pooled.num_begun += 1
+        return super()._get_tx_start_command()
+
+    @asynccontextmanager
+    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
+        if self._num_transactions and self.pgconn.transaction_status == TransactionStatus.IDLE:
+            async with self.lock:
+                await self.wait(self._start_query())
+            if self._pipeline:
+                await self._pipeline.sync()
+        async with super().transaction(*args, **kwargs) as transaction:
+            yield transaction
 
     async def end_statements(self) -> None:
         """
@@ -96,8 +100,3 @@ class AsyncView(psycopg.AsyncConnection[Any]):
         await self.end_statements()
         self._closed = True
         await asyncio.to_thread(self.pooled.close)
-
-
-def _tell(conn: Any, query: object) -> None:
-    if (checkout := conn.pooled.checkout) is not None:
-        checkout.statement = query

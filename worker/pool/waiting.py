@@ -84,7 +84,7 @@ class LoopWaiter(Waiter):
             async with asyncio.timeout(timeout):
                 await self._woken.wait()
         except TimeoutError:
-            pass
+            pass  # unless a connection came in the same moment, which is looked at below
         except asyncio.CancelledError as exc:
             with self._cond:
                 self.error = self.error or exc
@@ -135,11 +135,11 @@ def refuse_deadlock(asking: Checkout, waiters: Iterable[Waiter], checkouts: Chec
     if len(checkouts) < seats:
         return
     held = checkouts.listed()
-    if any(checkout.abandoned() for checkout in held):
-        return  # the sweep will end that one, and somebody gets its seat
     mine = next((checkout for checkout in held if _returned_only_after(checkout, asking)), None)
     if mine is None:
-        return
+        return  # the rule, in a crowd
+    if any(checkout.abandoned() for checkout in held):
+        return  # the sweep will end that one, and somebody gets its seat
     asked = [waiter.checkout for waiter in list(waiters) if waiter.is_waiting]
     asked.append(asking)
     if all(any(_returned_only_after(checkout, wanted) for wanted in asked) for checkout in held):

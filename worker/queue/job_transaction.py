@@ -1,4 +1,4 @@
-"""A job's transaction on its connection: begun in one trip, and committed with the job's outcome in another."""
+"""A job's transaction on its connection: begun with the job's first statement, and committed with its outcome."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FINISH: LiteralString = "carpool_finish"
 
 class JobTransaction:
     """
-    The one transaction of a run; beginning it is making it.
+    The one transaction of a run; making it promises it, and the job's first statement begins it.
 
     It speaks to libpq itself: through psycopg's cursors, beginning and ending cost a job more than its own statement.
     Explicit commits of the job are refused, as within a block of psycopg's, because they would split its effect.
@@ -35,7 +35,7 @@ class JobTransaction:
     def __init__(self, conn: Connection, schema: Schema) -> None:
         self._conn = conn
         self._schema = schema
-        self._run(b"BEGIN")
+        conn.num_begun = 0
         conn._num_transactions += 1
         self._open = True
 
@@ -49,14 +49,16 @@ class JobTransaction:
             psycopg.Error: As the server, or the network, refused it.
         """
         self._check_open()
+        # A job that has said nothing to the server has not begun its transaction either.
+        begin = "" if self._conn.num_begun else f"{self._conn._get_tx_start_command().decode()}; "
         if settlement.following:
-            self._run(_LIMITS.encode())
+            self._run(f"{begin}{_LIMITS}".encode())
             if not settle(self._conn, self._schema, [settlement]):
                 raise LostLease(f"job {settlement.id} belongs to another delivery by now")
             end = _COMMIT
         else:
             self._prepare()
-            end = f"{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
+            end = f"{begin}{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
         try:
             self._run(end.encode())
         except psycopg.errors.InvalidTextRepresentation as exc:
@@ -93,7 +95,8 @@ class JobTransaction:
                 "the job went on after an SQL error in its transaction: use a savepoint, `with conn.transaction()`,"
                 " around a statement that may fail"
             )
-        if status != TransactionStatus.INTRANS and not self._conn.broken:
+        ended = self._conn.num_begun > 1 or (self._conn.num_begun == 1 and status != TransactionStatus.INTRANS)
+        if (ended or self._conn.closed) and not self._conn.broken:
             raise TransactionEnded(
                 "the job ended its own transaction or closed its connection: leave both to the worker"
             )

@@ -1,0 +1,167 @@
+"""Cursors of the pool: a transaction's BEGIN travels with its first statement, and the checkout is told what is run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import generators
+from psycopg._preparing import Prepare
+from psycopg.pq import ExecStatus, TransactionStatus
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+
+Gen = Generator[Any, Any, Any]
+
+_HAS_PIPELINES = psycopg.capabilities.has_pipeline()
+# BEGIN, PREPARE, the statement, the mark of the end; behind each, nothing.
+_MOST_ANSWERS = 8
+_COPYING = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
+# Looked up at each statement.
+_IDLE = TransactionStatus.IDLE
+_COMMAND_OK = ExecStatus.COMMAND_OK
+
+
+class BeginsAlong:
+    """
+    A connection that leaves BEGIN to the cursor whose statement opens the transaction.
+
+    So a transaction can be promised that has not begun: within it, psycopg counts it (`_num_transactions`) and the
+    server does not know of it yet.
+    """
+
+    begin_along = False
+    """Whether the statement that is being executed is to send BEGIN ahead of itself."""
+
+    def _start_query(self) -> Gen:
+        # Copies, streams and cursors on the server begin as psycopg has it, by a round trip of its own.
+        if not self.begin_along:
+            yield from super()._start_query()  # type: ignore[misc]  # of psycopg's connections
+
+    def _check_intrans_gen(self, attribute: str) -> Gen:
+        this: Any = self
+        if this._num_transactions and this.pgconn.transaction_status == _IDLE:
+            raise psycopg.ProgrammingError(f"can't change {attribute!r} now: a transaction is in progress")
+        yield from super()._check_intrans_gen(attribute)  # type: ignore[misc]
+
+
+class FirstStatement:
+    """
+    A cursor that sends BEGIN and the first statement of a transaction together and waits once for both.
+
+    psycopg waits for BEGIN by itself: with one statement in a transaction, that is a third of its round trips.
+    """
+
+    _conn: Any
+    _pgconn: Any
+    _encoding: str
+
+    def _execute_gen(self, query: Query, params: Params | None = None, **options: Any) -> Gen:
+        conn = self._conn
+        if (checkout := conn.checkout) is not None:
+            checkout.statement = query
+        if (
+            conn.pgconn.transaction_status != _IDLE
+            or conn._autocommit
+            or conn._pipeline is not None
+            or not _HAS_PIPELINES
+        ):
+            yield from super()._execute_gen(query, params, **options)  # type: ignore[misc]  # of psycopg's cursors
+            return
+        conn.begin_along = True
+        try:
+            yield from super()._execute_gen(query, params, **options)  # type: ignore[misc]
+        finally:
+            conn.begin_along = False
+
+    def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, binary: bool | None = None) -> Gen:
+        conn = self._conn
+        if conn.begin_along:
+            begin = conn._get_tx_start_command()
+            if _may_follow(pgq.query):
+                yield from self._begin_and_execute(begin, pgq, prepare, binary)
+                return
+            yield from conn._exec_command(begin)
+        yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)  # type: ignore[misc]
+
+    def _begin_and_execute(self, begin: bytes, pgq: Any, prepare: bool | None, binary: bool | None) -> Gen:
+        pgconn: Any = self._pgconn
+        this: Any = self
+        books = self._conn._prepared
+        preparing, name = this._get_prepared(pgq, prepare)
+        pgconn.enter_pipeline_mode()
+        pgconn.send_query_params(begin, None)
+        if preparing is Prepare.NO:
+            this._execute_send(pgq, force_extended=True, binary=binary)
+        else:
+            if preparing is Prepare.SHOULD:
+                this._send_prepare(name, pgq)
+            this._send_query_prepared(name, pgq, binary=binary)
+        pgconn.pipeline_sync()
+        key = books.maybe_add_to_cache(pgq, preparing, name)
+
+        *ahead, results = yield from _answers(pgconn, 3 if preparing is Prepare.SHOULD else 2)
+        for result in ahead:
+            if result[0].status != _COMMAND_OK:
+                raise psycopg.errors.error_from_result(result[0], encoding=this._encoding)
+        if key is not None:
+            books.validate(key, preparing, name, results)
+        this._check_results(results)
+        this._set_results(results)
+
+
+def _answers(pgconn: Any, num: int) -> Gen:
+    """The results of each of *num* commands of the pipeline, which is left; fewer when the session ends meanwhile."""
+    answers = [(yield from generators.execute(pgconn))]
+    try:
+        while len(answers) < num:
+            answers.append((yield from generators.fetch_many(pgconn)))
+        if answers[-1][0].status not in _COPYING:
+            yield from generators.fetch_many(pgconn)  # the mark of its end
+            pgconn.exit_pipeline_mode()
+    except psycopg.OperationalError:
+        # A session that is terminated says why before it is gone, and that is the error to tell.
+        if answers[-1][0].status != ExecStatus.FATAL_ERROR:
+            raise
+    return answers
+
+
+def leave_pipeline(pgconn: Any) -> None:
+    """Undo what an interrupt has left of a first statement that was answered; one that was not stays in the middle."""
+    if not pgconn.pipeline_status:
+        return
+    with suppress(psycopg.Error):
+        for _ in range(_MOST_ANSWERS):
+            if pgconn.is_busy():
+                return
+            pgconn.get_result()
+        pgconn.exit_pipeline_mode()
+
+
+class Cursor(FirstStatement, psycopg.Cursor[Any]):
+    """The pool's cursor for threads."""
+
+    def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
+        _tell(self._conn, query)
+        super().executemany(query, params_seq, **options)
+
+
+class AsyncCursor(FirstStatement, psycopg.AsyncCursor[Any]):
+    """The pool's cursor for coroutines."""
+
+    async def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
+        _tell(self._conn, query)
+        await super().executemany(query, params_seq, **options)
+
+
+def _tell(conn: Any, query: object) -> None:
+    if (checkout := conn.checkout) is not None:
+        checkout.statement = query
+
+
+def _may_follow(query: bytes) -> bool:
+    """Whether *query* can be executed in libpq's pipeline: one statement, and none that copies through the client."""
+    return b";" not in query and query.lstrip()[:4].upper() != b"COPY"
