@@ -9,15 +9,18 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.waiting import wait_until
 from worker.config import Address, Config
 from worker.observe.metrics import Counter, Family, Histogram, Sample, only_growing, render, together
 from worker.processes.backoff import Backoff
 from worker.processes.child import how_it_ended
+from worker.processes.post import Post
 from worker.processes.shares import shares
 from worker.runtime.link import Fields, Link
 from worker.runtime.parent import config_from, config_told
+from worker.runtime.reload import Reload
 from worker.runtime.wear import Wear, resident
 
 WAIT = 10.0
@@ -63,6 +66,25 @@ def test_one_that_dies_young_is_followed_ever_later_and_one_that_has_worked_at_o
 )
 def test_an_end_is_told_in_words(code: int, told: str) -> None:
     assert how_it_ended(code) == told
+
+
+def test_where_the_system_gives_no_process_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    post = Post(1, Config())
+    with capture_logs() as logged:
+        post.fill()
+
+    assert (post.child, post.is_due) == (None, False)
+    assert [(each["event"], each["again_in"]) for each in logged] == [("process.not_started", 0.5)]
+
+
+def test_new_code_that_cannot_be_tried_is_refused() -> None:
+    reload = Reload(["/nowhere/python"])
+    with capture_logs() as logged:
+        reload.ask()
+
+    assert not reload.is_approved()
+    assert "/nowhere/python" in logged[-1]["reason"]
 
 
 # Numbers

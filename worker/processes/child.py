@@ -31,6 +31,9 @@ class Child:
     Starts with its making: a fresh interpreter, not a fork, so it shares nothing with its siblings.
 
     It has a process group of its own, so that Ctrl-C reaches it through the supervisor, and once.
+
+    Raises:
+        OSError: The system gives no process; nothing is left behind.
     """
 
     def __init__(self, number: int, config: Config) -> None:
@@ -50,9 +53,13 @@ class Child:
         with theirs:
             env = {name: value for name, value in os.environ.items() if name not in _NOT_ITS}
             command = [sys.executable, "-m", "worker.cli.child", str(theirs.fileno())]
-            self._process = subprocess.Popen(  # noqa: S603  (our own command line)
-                command, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  (our own command line)
+                    command, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
+                )
+            except OSError:
+                ours.close()
+                raise
         self._link = Link(ours, f"link-{number}", self._hear, gone=lambda: None)
         self._link.start()
         self._link.tell("order", number=number, config=config_told(config))

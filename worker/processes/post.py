@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from worker import clock
+from worker import clock, log
 from worker.config import Config
 from worker.processes.backoff import Backoff
 from worker.processes.child import Child
+
+logger = log.get_logger(__name__)
 
 
 class Post:
@@ -44,9 +46,14 @@ class Post:
         return 0 if self.child is None else self.child.config.pool_size
 
     def fill(self) -> None:
-        """Start a child. One at a time."""
+        """Start a child, or try again later if the system gives no process."""
         assert self.wanted is not None  # noqa: S101  # as it is due
-        self.child = Child(self.number, self.wanted)
+        try:
+            self.child = Child(self.number, self.wanted)
+        except OSError as exc:
+            delay = self._backoff.after(0.0)
+            self._again_at = clock.monotonic() + delay
+            logger.error("process.not_started", process=self.number, reason=str(exc), again_in=delay)  # noqa: TRY400  (the system's doing)
 
     def vacate(self, child: Child, *, as_asked: bool) -> float:
         """Its child has ended; returns the seconds until the next one starts: none after one that ended *as_asked*."""

@@ -62,14 +62,18 @@ class Reload:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the trial)
         # What speaks to the service manager is this process, not its trial.
         env = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
-        self._trial = subprocess.Popen(  # noqa: S603  (our own command line)
-            [*self.command, "--check"],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=self._words,
-            stderr=self._words,
-            process_group=0,
-        )
+        try:
+            self._trial = subprocess.Popen(  # noqa: S603  (our own command line)
+                [*self.command, "--check"],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                process_group=0,
+            )
+        except OSError as exc:
+            self.close()
+            logger.error("reload.refused", reason=f"it could not be checked: {exc}")  # noqa: TRY400  (the system's doing)
         self._deadline = clock.monotonic() + _PATIENCE
 
     def is_approved(self) -> bool:
