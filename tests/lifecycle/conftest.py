@@ -171,9 +171,16 @@ def restartable() -> Iterator[RestartableServer]:
             server.remove()
 
 
-def send(db: psycopg.Connection, actor: str, queue: str = "default", delay: float = 0.0, **args: Any) -> UUID:
+def send(
+    db: psycopg.Connection,
+    actor: str,
+    queue: str = "default",
+    delay: float = 0.0,
+    options: dict[str, Any] | None = None,
+    **args: Any,
+) -> UUID:
     """Enqueue a sample job from outside, as any client with SQL could; returns its id."""
-    new = NewJob(uuid7(), queue, actor, 0, delay, time.time(), json.dumps(args), "{}", None)
+    new = NewJob(uuid7(), queue, actor, 0, delay, time.time(), json.dumps(args), json.dumps(options or {}), None)
     insert(db, Schema(), [new])
     return new.id
 

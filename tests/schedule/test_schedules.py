@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -176,7 +175,6 @@ def test_the_context_tells_schedule_and_tick() -> None:
         "actor": "a",
         "queue": "q",
         "attempt": 1,
-        "stopping": threading.Event(),
     }
 
     by_schedule, by_hand = Context(options=sent, **basics), Context(options={}, **basics)

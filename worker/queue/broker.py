@@ -228,7 +228,10 @@ class PostgresBroker(Broker):
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
         if q_name(message.queue_name) not in self.queues:
-            raise QueueNotFound(message.queue_name)
+            raise QueueNotFound(
+                f"queue {q_name(message.queue_name)!r}: no job of this process is on it: declare one with"
+                f" queue=, or import its module (declared: {', '.join(sorted(self.queues)) or 'none'})"
+            )
         return message
 
     def _encode_all(self, messages: Sequence[Message[Any]], delay: int | None) -> list[NewJob]:

@@ -23,6 +23,7 @@ from worker.queue.lanes import sweep
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
+from worker.queue.progress import Reports
 from worker.queue.schema import Schema
 from worker.queue.sends import Send, Sends
 from worker.queue.settlement import CANCELLED, Outcome, Settlement
@@ -80,6 +81,7 @@ class Dispatcher:
         self._outcomes = GroupCommit(schema, history, self._settled)
         self._sends = Sends(schema)
         self._submitted = Submissions()
+        self.reports = Reports()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._pauses = Pauses()
@@ -125,6 +127,7 @@ class Dispatcher:
     def forget(self, claim: Claim) -> None:
         """This job was settled in its own transaction. Whoever frees its slot wakes."""
         self._outstanding.pop(claim.proof, None)
+        self.reports.forget(claim.proof)
 
     def send(self, jobs: Sequence[NewJob]) -> Future[None]:
         """Enqueue *jobs*, which must be plain, with the next group commit; durable when the future is done."""
@@ -327,6 +330,8 @@ class Dispatcher:
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
         admitting = self._feed.has_lanes
         self._hungry |= admitting
+        # With whatever else is to be written, and with the heartbeat when there is nothing else.
+        said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
         served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
@@ -338,20 +343,22 @@ class Dispatcher:
             renewing=renewing,
             served=served,
             pauses=self._pauses,
+            said=said,
         )
         if not errand.num_statements:
             return
         try:
             reply = exchange(conn, self.schema, self.lease, errand)
         except psycopg.Error as exc:
-            if conn.broken or not (outcomes or sends):
+            if conn.broken or not (outcomes or sends or said):
                 self._outcomes.put_back(outcomes)
                 self._sends.fail(sends, exc)
                 raise
             logger.info("dispatcher.parted", reason=str(exc).strip())
             self._write_apart(conn, outcomes, sends)
             outcomes, sends = [], []
-            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=()))
+            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=(), said=()))
+        self.reports.confirm(said, reply.heard)
         self._outcomes.confirm(outcomes, reply.owned)
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
@@ -371,7 +378,8 @@ class Dispatcher:
         self._sends.write_apart(conn, sends)
 
     def _settled(self, settlement: Settlement, held: bool) -> None:
-        self._outstanding.pop((settlement.id, settlement.token), None)
+        self._outstanding.pop(settlement.proof, None)
+        self.reports.forget(settlement.proof)
         if held and settlement.delay > 0 and settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
             self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
         for new in settlement.following:

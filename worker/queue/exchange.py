@@ -16,6 +16,7 @@ from worker.queue.lanes import admit, has_left_some
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
+from worker.queue.progress import Progress, Proof, write_progress
 from worker.queue.schema import Schema
 from worker.queue.settlement import Settlement, send_settlements
 from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
@@ -26,6 +27,7 @@ class Errand(NamedTuple):
     What a pass has to say and to ask.
 
     Args:
+        said: What running jobs have said of themselves; before their settlements, which end them.
         settlements: Those that one statement writes.
         new: Plain ones, for the same reason.
         begun: Jobs that were claimed ahead and run by now.
@@ -44,10 +46,11 @@ class Errand(NamedTuple):
     renewing: bool = False
     served: Sequence[Room] = ()
     pauses: Pauses = Pauses()
+    said: Sequence[tuple[Proof, Progress]] = ()
 
     @property
     def num_statements(self) -> int:
-        parts = (self.settlements, self.new, self.begun, self.promoting, self.admitting, self.renewing)
+        parts = (self.said, self.settlements, self.new, self.begun, self.promoting, self.admitting, self.renewing)
         return sum(map(bool, parts)) + len(self.rooms)
 
 
@@ -60,12 +63,14 @@ class Reply(NamedTuple):
         claims: For each room, what was claimed.
         knocking: Some lanes were in others' hands; look again in a moment.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
+        heard: The jobs whose progress was written.
     """
 
     owned: set[UUID]
     claims: list[list[Claim]]
     knocking: bool
     look: Look | None
+    heard: set[UUID]
 
 
 def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand: Errand) -> Reply:
@@ -80,6 +85,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     """
     try:
         with _together(conn) if errand.num_statements > 1 else nullcontext():
+            reported = write_progress(conn, schema, errand.said) if errand.said else None
             settled = send_settlements(conn, schema, errand.settlements) if errand.settlements else None
             if errand.new:
                 insert(conn, schema, errand.new)
@@ -99,6 +105,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
         claims=[[Claim(*row) for row in rows] for rows in claimed],
         knocking=admitted is not None and has_left_some(admitted),
         look=lease.hear(beat) if beat is not None else None,
+        heard={row[0] for row in reported} if reported is not None else set(),
     )
 
 
