@@ -94,6 +94,7 @@ class Dispatcher:
         self.failure: BaseException | None = None
         self.passed_at = clock.monotonic()
         """When the last pass, or attempt to connect, began."""
+        self._busy_since: float | None = None
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
         self.on_schedules: Callable[[], None] | None = None
@@ -190,6 +191,17 @@ class Dispatcher:
         return self._connected and self.is_alive
 
     @property
+    def busy_for(self) -> float:
+        """Seconds that the pass under way has taken, which is milliseconds for most; 0 between passes."""
+        since = self._busy_since
+        return 0.0 if since is None else clock.monotonic() - since
+
+    @property
+    def thread(self) -> int | None:
+        """The identity of its thread, to look where it is."""
+        return self._thread.ident
+
+    @property
     def num_outstanding(self) -> int:
         """Jobs claimed and not settled."""
         return len(self._outstanding)
@@ -240,6 +252,7 @@ class Dispatcher:
             if self._connected:
                 logger.warning("dispatcher.disconnected", reason=str(exc).strip())
             self._connected = False
+            self._busy_since = None
             self._alarm.wait(_RECONNECT)
 
     @property
@@ -250,6 +263,7 @@ class Dispatcher:
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
+        self._busy_since = clock.monotonic()
         conn.execute(f"SET statement_timeout = {max(1000, int(self.lease.duration * 300))}".encode())
         conn.execute(_LOCK_TIMEOUT)
         conn.execute(_NO_SCANS)
@@ -276,7 +290,7 @@ class Dispatcher:
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
         """One pass; returns seconds to the next."""
-        self.passed_at = clock.monotonic()
+        self._busy_since = self.passed_at = clock.monotonic()
         # What was written may be a job for us; our own notification comes with the next read only.
         self._hungry |= self._submitted.run(conn)
         self._keep_house(conn)
@@ -459,6 +473,7 @@ class Dispatcher:
     # Waiting
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
+        self._busy_since = None
         if self._outcomes or self._sends or self._submitted or self._stop_by is not None:
             seconds = 0.0
         # What came with the last reply has been read already, and makes no socket readable.
