@@ -35,6 +35,7 @@ from worker.queue.jobs import JobFilter, Jobs
 from worker.queue.limit import Limit
 from worker.queue.many import send_many, send_many_async
 from worker.queue.queues import Queues
+from worker.queue.rate import Rate
 from worker.queue.retries import Retry
 from worker.queue.sent import Sent
 from worker.queue.snooze import Snooze
@@ -65,6 +66,7 @@ __all__ = [
     "PostgresLimits",
     "PostgresResults",
     "Queues",
+    "Rate",
     "Refused",
     "Retry",
     "Schedules",

@@ -110,6 +110,15 @@ def crash() -> None:
     os._exit(9)
 
 
+_grown: list[bytes] = []
+
+
+@job
+def grow(mebibytes: int) -> None:
+    """Keeps what it takes."""
+    _grown.append(b"x" * (mebibytes * 1024 * 1024))
+
+
 def _note(pool: Pool, word: str) -> None:
     with pool.connection() as conn:
         conn.execute("INSERT INTO note VALUES (%s)", [word])

@@ -60,13 +60,18 @@ def command() -> None:
 @command.command("list")
 @_filters
 @click.option(
-    "--state", "states", multiple=True, help="scheduled, held, available, running, done or dead; repeat for more."
+    "--state",
+    "states",
+    multiple=True,
+    help="scheduled, held, throttled, available, running, done or dead; repeat for more.",
 )
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, arguments included.")
 def list_(states: tuple[str, ...], limit: int, as_json: bool, **chosen: Any) -> None:
     """The newest jobs; live ones and dead ones by default."""
-    which = _which(chosen, limit, states or ("scheduled", "held", "available", "running", "dead"))
+    from worker.queue.jobs import LIVE
+
+    which = _which(chosen, limit, states or (*LIVE, "dead"))
     with _jobs(chosen) as jobs:
         found = jobs.find(which)
     if as_json:

@@ -20,6 +20,7 @@ from worker.queue.context import Context
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7
 from worker.queue.limit import Limit
+from worker.queue.rate import Rate
 from worker.queue.send_options import check_delay, milliseconds, prepare, read_unique
 from worker.queue.sent import Sent
 from worker.queue.signature import Signature
@@ -51,6 +52,7 @@ class Job(Actor[P, R]):
         *,
         actor_name: str,
         limit: Limit | None = None,
+        rate: Rate | None = None,
         unique: Unique | bool | None = None,
         aliases: Mapping[str, str] | None = None,
         former_names: Sequence[str] = (),
@@ -60,12 +62,28 @@ class Job(Actor[P, R]):
         self.limit = limit
         if limit is not None:
             limit.check(actor_name, self.signature.parameters)
+        self.rate = rate
+        if rate is not None:
+            rate.check(actor_name, self.signature.parameters, limit)
         self.body = fn
         self.unique = read_unique(actor_name, unique)
         self.former_names = tuple(former_names)
         if self.unique is not None:
             self.signature.check_names(self.unique.by or ())
         super().__init__(fn, actor_name=actor_name, **rest)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its jobs may have to wait for others of their lane or rate."""
+        return self.limit is not None or self.rate is not None
+
+    def lane(self, name: str, args: str) -> dict[str, Any] | None:
+        """What a job sent under *name* with *args*, JSON by name, is counted in, as its options have it."""
+        parameters = self.signature.parameters
+        lane = {} if self.limit is None else self.limit.lane(name, args, parameters)
+        if self.rate is not None:
+            lane["rate"] = self.rate.option(name, args, parameters, self.limit)
+        return lane or None
 
     @property
     def required_arguments(self) -> tuple[str, ...]:
@@ -295,6 +313,7 @@ def job(
     max_retries: int | None = 20,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    rate: Rate | None = None,
     unique: Unique | bool | None = None,
     aliases: Mapping[str, str] | None = None,
     former_names: Sequence[str] = (),
@@ -310,6 +329,7 @@ def job(
     priority: int = 0,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    rate: Rate | None = None,
     unique: Unique | bool | None = None,
     aliases: Mapping[str, str] | None = None,
     former_names: Sequence[str] = (),
@@ -327,6 +347,7 @@ def job(
         max_retries: How often it runs again after a failure; None for ever, 20 by default.
         timeout: Seconds that one run may take; None lifts the limit.
         limit: How many of them run at once over the whole fleet, and for each value of which argument.
+        rate: How many of them start within some seconds over the whole fleet, and for each value of which argument.
         unique: Of its sends that say nothing else: `worker.Unique(...)`, or True for one job with the same arguments.
         aliases: Parameters that had another name, as `{"old": "new"}`: jobs sent with the old name still run.
         former_names: Names this job had: jobs sent under them still run, and run as this one.
@@ -351,7 +372,7 @@ def job(
     if name is not None and not (isinstance(name, str) and name and "\0" not in name):
         raise ConfigError(f"job name {name!r}: expected text")
     declaring: Callable[..., Any] = Job
-    declared = partial(declaring, limit=limit, unique=unique, aliases=aliases, former_names=former_names)
+    declared = partial(declaring, limit=limit, rate=rate, unique=unique, aliases=aliases, former_names=former_names)
     decorator = dramatiq.actor(
         actor_class=declared,
         actor_name=name,

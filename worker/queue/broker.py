@@ -48,7 +48,7 @@ logger = log.get_logger(__name__)
 T = TypeVar("T")
 
 _JOIN_INTERVAL = 0.02
-_STATES = ["available", "held", "scheduled", "running"]
+_STATES = ["available", "held", "throttled", "scheduled", "running"]
 
 
 class PostgresBroker(Broker):
@@ -140,6 +140,11 @@ class PostgresBroker(Broker):
     def has_lanes(self) -> bool:
         """Whether one of its actors has a limit."""
         return any(getattr(actor, "limit", None) is not None for actor in list(self.actors.values()))
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether one of its actors has a rate."""
+        return any(getattr(actor, "rate", None) is not None for actor in list(self.actors.values()))
 
     # Declaring
 
@@ -332,7 +337,7 @@ class PostgresBroker(Broker):
         return feed.join(queue_name, prefetch, timeout)
 
     def _start_consuming(self) -> ConsumerFeed:
-        feed = ConsumerFeed(self.get_declared_actors, self.deliver, lambda: self.has_lanes)
+        feed = ConsumerFeed(self.get_declared_actors, self.deliver, lambda: self.has_lanes, lambda: self.has_rates)
         pool = self.pool
         lease = Lease(self.schema, duration=self._lease_duration, slots=0, pool_size=pool.max_size)
         history = History(self.schema, keep=Settings.read(os.environ).config.history_days)

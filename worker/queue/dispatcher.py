@@ -13,13 +13,13 @@ from psycopg import sql
 
 from worker import clock, log
 from worker.pool import Pool
+from worker.queue import lanes, rates
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.exchange import Errand, exchange
 from worker.queue.feed import Feed, Room
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
-from worker.queue.lanes import sweep
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
@@ -89,11 +89,12 @@ class Dispatcher:
         self._connected = False
         self._hungry = True
         self._renew_at = self._keep_house_at = 0.0
-        self._next_due = self._admit_at = float("inf")
+        self._next_due = self._admit_at = self._clear_at = float("inf")
         self._sweep_at = 0.0
         self.failure: BaseException | None = None
         self.passed_at = clock.monotonic()
         """When the last pass, or attempt to connect, began."""
+        self._busy_since: float | None = None
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
         self.on_schedules: Callable[[], None] | None = None
@@ -190,6 +191,17 @@ class Dispatcher:
         return self._connected and self.is_alive
 
     @property
+    def busy_for(self) -> float:
+        """Seconds that the pass under way has taken, which is milliseconds for most; 0 between passes."""
+        since = self._busy_since
+        return 0.0 if since is None else clock.monotonic() - since
+
+    @property
+    def thread(self) -> int | None:
+        """The identity of its thread, to look where it is."""
+        return self._thread.ident
+
+    @property
     def num_outstanding(self) -> int:
         """Jobs claimed and not settled."""
         return len(self._outstanding)
@@ -240,6 +252,7 @@ class Dispatcher:
             if self._connected:
                 logger.warning("dispatcher.disconnected", reason=str(exc).strip())
             self._connected = False
+            self._busy_since = None
             self._alarm.wait(_RECONNECT)
 
     @property
@@ -250,6 +263,7 @@ class Dispatcher:
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
+        self._busy_since = clock.monotonic()
         conn.execute(f"SET statement_timeout = {max(1000, int(self.lease.duration * 300))}".encode())
         conn.execute(_LOCK_TIMEOUT)
         conn.execute(_NO_SCANS)
@@ -276,7 +290,7 @@ class Dispatcher:
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
         """One pass; returns seconds to the next."""
-        self.passed_at = clock.monotonic()
+        self._busy_since = self.passed_at = clock.monotonic()
         # What was written may be a job for us; our own notification comes with the next read only.
         self._hungry |= self._submitted.run(conn)
         self._keep_house(conn)
@@ -288,6 +302,7 @@ class Dispatcher:
             self._renew_at,
             self._next_due,
             self._admit_at,
+            self._clear_at,
             self._keep_house_at,
             self._outcomes.again_at,
             self._feed.look_at,
@@ -302,9 +317,13 @@ class Dispatcher:
                 self._keep_house_at = now + _HOUSEKEEPING
 
     def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
-        if self._feed.has_lanes and (now := clock.monotonic()) >= self._sweep_at:
+        has_lanes, has_rates = self._feed.has_lanes, self._feed.has_rates
+        if (has_lanes or has_rates) and (now := clock.monotonic()) >= self._sweep_at:
             self._sweep_at = now + _SWEEP
-            sweep(conn, self.schema)
+            if has_lanes:
+                lanes.sweep(conn, self.schema)
+            if has_rates:
+                rates.sweep(conn, self.schema)
 
     def _release(self, claim: Claim) -> None:
         self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
@@ -325,7 +344,9 @@ class Dispatcher:
         self._hungry |= any(one.makes_available for one, _ in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
         admitting = self._feed.has_lanes
-        self._hungry |= admitting
+        # The same with rates, whose time is known from the last look.
+        clearing = self._feed.has_rates
+        self._hungry |= admitting or clearing
         # With whatever else is to be written, and with the heartbeat when there is nothing else.
         said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
         served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
@@ -336,6 +357,7 @@ class Dispatcher:
             rooms=self._rooms(self._pauses.leave_out(served)),
             promoting=promoting,
             admitting=admitting,
+            clearing=clearing,
             renewing=renewing,
             served=served,
             pauses=self._pauses,
@@ -359,6 +381,9 @@ class Dispatcher:
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
         self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")
+        # A moment late rather than a moment too soon, which would be one look more.
+        opens_in = float("inf") if reply.opens_in is None else max(0.0, reply.opens_in) + 0.002
+        self._clear_at = clock.monotonic() + opens_in
         for claims in reply.claims:
             self._take(claims)
         if renewing and self._heard(conn, reply.look) and not errand.rooms:
@@ -448,6 +473,7 @@ class Dispatcher:
     # Waiting
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
+        self._busy_since = None
         if self._outcomes or self._sends or self._submitted or self._stop_by is not None:
             seconds = 0.0
         # What came with the last reply has been read already, and makes no socket readable.

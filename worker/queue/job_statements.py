@@ -102,3 +102,11 @@ LIST_STEPS: LiteralString = """
     FROM {schema}.job_step
     WHERE job_id = %(id)s
     ORDER BY recorded_at, name"""
+
+# job_pkey, rate_gate_pkey.
+FIND_RATE: LiteralString = """
+    SELECT job.rate, job.rate_size, job.rate_per, gate.opens_at
+    FROM {schema}.job AS job
+    LEFT JOIN {schema}.rate_gate AS gate ON gate.rate = job.rate
+    WHERE job.id = %(id)s
+      AND job.state = 'throttled'"""

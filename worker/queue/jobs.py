@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,13 +16,13 @@ from psycopg.rows import class_row
 from worker.errors import ArgumentError
 from worker.queue.cancel_statements import CANCEL_JOBS
 from worker.queue.history import History, has_no_partition
-from worker.queue.job_statements import FIND_JOBS, LIST_STEPS, REDRIVE_JOBS, TAKE_DEAD
+from worker.queue.job_statements import FIND_JOBS, FIND_RATE, LIST_STEPS, REDRIVE_JOBS, TAKE_DEAD
 from worker.queue.queues import Queues
 from worker.queue.schema import Schema
 
-LIVE = ("scheduled", "held", "available", "running")
+LIVE = ("scheduled", "held", "throttled", "available", "running")
 STATES = (*LIVE, "done", "dead")
-_WAITING = ("scheduled", "held", "available")
+_WAITING = ("scheduled", "held", "throttled", "available")
 
 # What earlier runs have left among a message's options.
 _NOTES = ("retries", "traceback", "requeue_timestamp", "cuts")
@@ -126,8 +126,20 @@ class Jobs:
         """Why *job*, which waits, cannot start: its queue is paused, nobody knows its actor; None without a reason."""
         if job.state not in _WAITING:
             return None
-        full = "its lane is full: as many jobs as may run at once are before it" if job.state == "held" else None
-        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) or full
+        in_the_way = Queues(self._conn, self._schema).obstacle(job.queue, job.actor)
+        if job.state == "held":
+            return in_the_way or "its lane is full: as many jobs as may run at once are before it"
+        if job.state == "throttled":
+            return in_the_way or self._rate(job.id)
+        return in_the_way
+
+    def _rate(self, job_id: UUID) -> str | None:
+        row = self._conn.execute(self._schema.render(FIND_RATE).encode(), {"id": job_id}).fetchone()
+        if row is None:
+            return None
+        rate, size, per, opens_at = row
+        until = "" if opens_at is None else f": the next may start at {_instant(opens_at)}"
+        return f"its rate {rate!r} is used up, {size} starts in {per:g} s{until}"
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """
@@ -209,6 +221,10 @@ def without_notes(message: bytes | None) -> bytes | None:
         return message
     decoded["options"] = {name: value for name, value in options.items() if name not in _NOTES}
     return json.dumps(decoded, separators=(",", ":")).encode()
+
+
+def _instant(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _range(id_or_prefix: str | UUID | None) -> tuple[UUID, UUID]:
