@@ -58,10 +58,29 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
      " (the flag --schema)"),
     ({"WORKER_HTTP": "9191"}, {},
      "WORKER_HTTP='9191': expected HOST:PORT such as 127.0.0.1:9191, or unix:/PATH (the variable WORKER_HTTP)"),
+    ({"WORKER_PROCESSES": "0"}, {},
+     "WORKER_PROCESSES='0': expected a whole number from 1 to 256 (the variable WORKER_PROCESSES)"),
+    ({}, {"processes": "3", "pool_size": "5"},
+     "pool_size=5: expected at least 6 for processes=3, which share it: each keeps one connection for claims,"
+     " heartbeats and schedules, and its jobs need one more"),
+    ({}, {"processes": "3", "slots": "2"},
+     "slots=2: expected at least 3, one for each of processes=3"),
+    ({}, {"max_jobs": "0"},
+     "--max-jobs='0': expected a whole number from 1 to 1000000000 (the flag --max-jobs)"),
+    ({}, {"max_memory": "512MB"},
+     "--max-memory='512MB': expected a size such as 512MiB, 2GiB or a number of bytes, at least 64MiB"
+     " (the flag --max-memory)"),
+    ({"WORKER_MAX_MEMORY": "512"}, {},
+     "WORKER_MAX_MEMORY='512': expected a size such as 512MiB, 2GiB or a number of bytes, at least 64MiB"
+     " (the variable WORKER_MAX_MEMORY)"),
     ({"WORKER_HYGIENE": "on"}, {},
      "WORKER_HYGIENE='on': expected one of off, detect, discard (the variable WORKER_HYGIENE)"),
     ({"WORKER_ASYNC_MODE": "fast"}, {},
      "WORKER_ASYNC_MODE='fast': expected one of view, thread (the variable WORKER_ASYNC_MODE)"),
+    ({"WORKER_HISTORY_DAYS": "0"}, {},
+     "WORKER_HISTORY_DAYS='0': expected a whole number of days from 1 to 3650 (the variable WORKER_HISTORY_DAYS)"),
+    ({"WORKER_TICK_DAYS": "1.5"}, {},
+     "WORKER_TICK_DAYS='1.5': expected a whole number of days from 1 to 3650 (the variable WORKER_TICK_DAYS)"),
     ({"WORKER_LOG_FORMAT": "xml"}, {},
      "WORKER_LOG_FORMAT='xml': expected one of auto, console, json (the variable WORKER_LOG_FORMAT)"),
     ({"WORKER_LOG_LEVEL": "loud"}, {},
@@ -90,8 +109,9 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
     ({}, {"config": "FOLDER/typo.toml"},
      "sloths: there is no such setting, did you mean 'slots'? (FOLDER/typo.toml line 2)"),
     ({}, {"config": "FOLDER/unlike.toml"},
-     "colour: there is no such setting: there are database_url, schema, jobs, queues, pool_size, slots, grace, lease,"
-     " stuck, http, hygiene, async_mode, max_args, log_format, log_level (FOLDER/unlike.toml line 1)"),
+     "colour: there is no such setting: there are database_url, schema, jobs, queues, pool_size, slots, processes,"
+     " grace, lease, stuck, max_jobs, max_memory, http, hygiene, async_mode, max_args, history_days, tick_days,"
+     " log_format, log_level (FOLDER/unlike.toml line 1)"),
     ({}, {"config": "FOLDER/wrong.toml"},
      "slots='many': expected a whole number from 1 to 100000 (FOLDER/wrong.toml line 1)"),
     ({"WORKER_SLOTS": "0"}, {"grace": "soon"},
@@ -134,6 +154,9 @@ COMMANDS: list[tuple[str, str]] = [
      "Usage: worker run [OPTIONS]\n"
      "Try 'worker run --help' for help.\n\n"
      "Error: --embedded brings its own database: leave out --database-url\n"),
+    ("run --check",
+     "worker: no database: set WORKER_DATABASE_URL (postgresql://user@host/name), or use --embedded for a throw-away"
+     " Postgres on this machine\n"),
     ("run --sloths 3",
      "Usage: worker run [OPTIONS]\n"
      "Try 'worker run --help' for help.\n\n"

@@ -5,6 +5,7 @@ from worker.errors import (
     Cancelled,
     ConfigError,
     DatabaseUnavailable,
+    LeaseLost,
     NotFound,
     PoolDeadlock,
     PoolForked,
@@ -12,6 +13,7 @@ from worker.errors import (
     SchemaError,
     SignatureError,
     UnreadableJob,
+    UnrecordableStep,
     WorkerError,
 )
 from worker.pool import (
@@ -29,12 +31,15 @@ from worker.queue.backends import PostgresGroups, PostgresLimits, PostgresResult
 from worker.queue.binding import bind
 from worker.queue.broker import PostgresBroker, ensure_broker
 from worker.queue.context import Context
+from worker.queue.jobs import JobFilter, Jobs
 from worker.queue.limit import Limit
 from worker.queue.many import send_many, send_many_async
 from worker.queue.queues import Queues
+from worker.queue.rate import Rate
 from worker.queue.retries import Retry
 from worker.queue.sent import Sent
 from worker.queue.snooze import Snooze
+from worker.queue.stop_reason import StopReason
 from worker.queue.unique import Unique
 from worker.schedule import Schedules, at, cron, every
 
@@ -47,6 +52,9 @@ __all__ = [
     "Context",
     "DatabaseUnavailable",
     "HygieneMode",
+    "JobFilter",
+    "Jobs",
+    "LeaseLost",
     "Limit",
     "NotFound",
     "Pool",
@@ -58,6 +66,7 @@ __all__ = [
     "PostgresLimits",
     "PostgresResults",
     "Queues",
+    "Rate",
     "Refused",
     "Retry",
     "Schedules",
@@ -65,8 +74,10 @@ __all__ = [
     "Sent",
     "SignatureError",
     "Snooze",
+    "StopReason",
     "Unique",
     "UnreadableJob",
+    "UnrecordableStep",
     "WorkerError",
     "at",
     "bind",

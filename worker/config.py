@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -49,6 +49,19 @@ def _seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(text)
     return value
+
+
+_MEMORY = re.compile(r"(?P<number>\d{1,15})(?P<unit>|KiB|MiB|GiB)")
+_UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+# Less than a worker that has done nothing yet: it would be replaced for ever.
+_LEAST_MEMORY = 64 * 1024**2
+
+
+def _memory(text: str) -> int:
+    match = _MEMORY.fullmatch(text)
+    if match is None or (size := int(match["number"]) * _UNITS[match["unit"]]) < _LEAST_MEMORY:
+        raise ValueError(text)
+    return size
 
 
 def _some_seconds(text: str) -> float:
@@ -112,13 +125,18 @@ SETTINGS = {
         " schedules, and jobs need one more",
     ),
     "slots": Setting(_whole(1, 100_000), "a whole number from 1 to 100000"),
+    "processes": Setting(_whole(1, 256), "a whole number from 1 to 256"),
     "grace": Setting(_seconds, "a number of seconds, 0 or more"),
     "lease": Setting(_some_seconds, "a number of seconds, more than 0"),
     "stuck": Setting(_seconds, "a number of seconds, 0 or more"),
+    "max_jobs": Setting(_whole(1, 1_000_000_000), "a whole number from 1 to 1000000000"),
+    "max_memory": Setting(_memory, "a size such as 512MiB, 2GiB or a number of bytes, at least 64MiB"),
     "http": Setting(_address, "HOST:PORT such as 127.0.0.1:9191, or unix:/PATH"),
     "hygiene": Setting(_one_of("off", "detect", "discard"), "one of off, detect, discard"),
     "async_mode": Setting(_one_of("view", "thread"), "one of view, thread"),
     "max_args": Setting(_whole(1, 100_000_000), "a whole number of bytes from 1 to 100000000"),
+    "history_days": Setting(_whole(1, 3650), "a whole number of days from 1 to 3650"),
+    "tick_days": Setting(_whole(1, 3650), "a whole number of days from 1 to 3650"),
     "log_format": Setting(_one_of("auto", "console", "json"), "one of auto, console, json"),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "one of debug, info, warning, error"),
 }
@@ -134,15 +152,23 @@ class Config:
         schema: Name of the schema that holds the tables.
         jobs: Modules to import; a package is imported with its modules.
         queues: Which queues to serve; every declared one when None.
-        pool_size: The most server sessions this process ever holds; 2 at least, one of them the runtime's own.
-        slots: How many jobs run at once; as many as there are connections for jobs when None.
+        pool_size: The most server sessions ever held, by all processes together; 2 at least for each, one of them the
+            runtime's own.
+        slots: How many jobs run at once, in all processes together; when None, as many as there are connections for
+            jobs.
+        processes: How many processes share this budget, under a supervisor if there are several.
         grace: Seconds that running jobs get to finish when the worker is asked to stop.
         lease: Seconds without a heartbeat until other workers may rescue this worker's jobs.
         stuck: Seconds after its interrupt when a job that still runs makes the worker end itself with exit code 70.
+        max_jobs: How many jobs a process runs before it ends in order, to be replaced; no limit when None.
+        max_memory: The bytes of memory (resident set) beyond which it does; no limit when None.
         http: Where health and metrics are served; nowhere when None.
         hygiene: What is looked for when a connection comes back to the pool: "off", "detect" or "discard".
         max_args: The most bytes that the encoded arguments of a job may have.
+        history_days: How long finished jobs are kept.
+        tick_days: How long the ledger of schedules keeps what became of each tick.
         async_mode: How `async def` jobs use the pool's connections: "view" or "thread".
+        budget: The pool size of all processes together, when this is the share of one of them; 0 when it is not.
         until_empty: Stop when no job is left to run.
         log_format: "auto" is console on a terminal and JSON elsewhere.
         log_level: "debug" shows every job that is done; "info", "warning" or "error".
@@ -157,13 +183,19 @@ class Config:
     queues: tuple[str, ...] | None = None
     pool_size: int = 20
     slots: int | None = None
+    processes: int = 1
     grace: float = 25.0
     lease: float = 10.0
     stuck: float = 60.0
+    max_jobs: int | None = None
+    max_memory: int | None = None
     http: Address | None = None
     hygiene: str = "off"
     async_mode: str = "view"
     max_args: int = 1_048_576
+    history_days: int = 14
+    tick_days: int = 30
+    budget: int = 0
     until_empty: bool = False
     log_format: str = "auto"
     log_level: str = "info"
@@ -178,12 +210,22 @@ class Config:
                 setting.parse(as_text(value))
             except ValueError as exc:
                 mistakes.append(mistake(name, setting, value, exc))
-        refuse(mistakes)
+        refuse(mistakes or list(self._too_little()))
+
+    def _too_little(self) -> Iterator[str]:
+        """What is not enough for so many processes."""
+        if self.processes > 1 and self.pool_size < (least := 2 * self.processes):
+            yield (
+                f"pool_size={self.pool_size}: expected at least {least} for processes={self.processes}, which share it:"
+                " each keeps one connection for claims, heartbeats and schedules, and its jobs need one more"
+            )
+        if self.slots is not None and self.slots < self.processes:
+            yield f"slots={self.slots}: expected at least {self.processes}, one for each of processes={self.processes}"
 
     @property
     def checkouts(self) -> int:
-        """How many connections jobs may hold: the pool less the one that the runtime pins."""
-        return self.pool_size - 1
+        """How many connections jobs may hold: the pool less the one that the runtime pins in each process."""
+        return self.pool_size - self.processes
 
     @property
     def job_slots(self) -> int:

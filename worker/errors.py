@@ -31,6 +31,10 @@ class UnreadableJob(ArgumentError):
     """A job in the queue does not fit its function, so that no run of it can succeed: it is dead at once."""
 
 
+class UnrecordableStep(UnreadableJob):
+    """What a step returned cannot be recorded, and each attempt would do the step again: the job is dead at once."""
+
+
 class NotFound(WorkerError):
     """There is nothing by the name that was given."""
 
@@ -63,9 +67,13 @@ class TransactionEnded(WorkerError):
     """A job ended the transaction it was given, so its writes could not commit with its completion."""
 
 
+class HookStuck(WorkerError):
+    """A middleware's hook never returned, so the worker that ran it was ended, and the job's attempt failed."""
+
+
 class Cancelled(Interrupt):
     """Raised inside a job's body when somebody cancelled the job: it is dead, and runs no more."""
 
 
 class LeaseLost(Interrupt):
-    """Raised inside a job's body when this worker could not renew its lease in time."""
+    """Raised inside a job's body when this worker could not renew its lease in time, or has lost it."""

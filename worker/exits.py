@@ -10,6 +10,7 @@ SCHEMA = 4
 NOT_FOUND = 5
 REFUSED = 6
 INTERNAL = 70
+RECYCLED = 75
 INTERRUPTED = 130
 
 MEANINGS = {
@@ -21,5 +22,6 @@ MEANINGS = {
     NOT_FOUND: "There is nothing by that name.",
     REFUSED: "It could not be done as things are now; the message says what is in the way.",
     INTERNAL: "Something inside died, or an error in this program; the message holds what or where.",
+    RECYCLED: "It has run as many jobs, or grown as large, as --max-jobs or --max-memory allow: start it again.",
     INTERRUPTED: "Stopped by Ctrl-C before the end.",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TextIO
@@ -74,6 +74,7 @@ def configure(
     *,
     stream: TextIO | None = None,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    every: Mapping[str, Any] | None = None,
 ) -> None:
     """
     Send every log record of this process to *stream* (stderr when None); a second call replaces the first.
@@ -83,11 +84,13 @@ def configure(
         log_level: Of our own events; others' are shown from "info" on, some only from "warning".
         around: Entered for each record. A worker keeps the interrupts of its jobs out of it: one that met the
             handler between taking its lock and giving it back would stop every thread that ever logs again.
+        every: Fields of every line.
     """
     level = logging.getLevelNamesMapping()[log_level.upper()]
     stream = stream or sys.stderr
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
+        lambda _, __, event: {**(every or {}), **event},
         merge_contextvars,
         _merge_fields,
         structlog.stdlib.add_log_level,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ class Server(Protocol):
     def restarts(self) -> bool:
         """Whether it can be restarted."""
 
-    def restart(self, *, immediate: bool) -> None: ...
+    def restart(self, *, immediate: bool, down: float = 0.0) -> None: ...
 
 
 class OwnServer(Postgres):
@@ -45,13 +46,14 @@ class OwnServer(Postgres):
         self._log = log
         self.start(log)
 
-    def restart(self, *, immediate: bool) -> None:
-        """Sessions get a goodbye from a fast shutdown; from an immediate one hardly."""
+    def restart(self, *, immediate: bool, down: float = 0.0) -> None:
+        """Sessions get a goodbye from a fast shutdown; from an immediate one hardly. It is *down* for some seconds."""
         if immediate and self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(_PATIENCE)
         else:
             self.stop()
+        time.sleep(down)
         self.start(self._log)
 
 
@@ -63,7 +65,7 @@ class GivenServer:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def restart(self, *, immediate: bool) -> None:
+    def restart(self, *, immediate: bool, down: float = 0.0) -> None:
         raise NotImplementedError
 
 

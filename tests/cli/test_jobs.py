@@ -112,6 +112,50 @@ def test_an_age_that_cannot_be_read_is_refused_with_an_example(worker: Worker, a
     assert "such as 90m" in ended.stderr
 
 
+# Progress and steps
+
+
+def tell(db: psycopg.Connection, job_id: UUID) -> None:
+    db.execute(
+        """
+        INSERT INTO worker.job_progress (job_id, token, attempt, fraction, note) VALUES (%s, 1, 1, 0.4, 'parsing')""",
+        [job_id],
+    )
+    db.execute(
+        """
+        INSERT INTO worker.job_step (job_id, name, value, attempt, args_hash)
+        VALUES (%s, 'fetch', '{"n": 1}', 1, 0)""",
+        [job_id],
+    )
+
+
+def test_the_list_shows_progress(worker: Worker, database: str, db: psycopg.Connection, insert_job: InsertJob) -> None:
+    tell(db, insert_job(claimed_by=uuid7()))
+
+    assert "40% parsing" in worker("jobs", "list", WORKER_DATABASE_URL=database).stdout
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_job_is_shown_with_its_progress_and_steps(
+    worker: Worker, database: str, db: psycopg.Connection, insert_job: InsertJob, as_json: bool
+) -> None:
+    job_id = insert_job(claimed_by=uuid7())
+    tell(db, job_id)
+
+    said = worker("jobs", "show", str(job_id), *["--json"] * as_json, WORKER_DATABASE_URL=database).stdout
+
+    if as_json:
+        shown = json.loads(said)
+        assert (shown["progress"], shown["progress_note"], shown["progress_attempt"]) == (0.4, "parsing", 1)
+        [step] = shown["steps"]
+        assert (step["name"], step["value"], step["attempt"]) == ("fetch", {"n": 1}, 1)
+        assert shown["progress_at"].endswith("Z")
+        assert step["recorded_at"].endswith("Z")
+    else:
+        assert "progress         0.4\nprogress_note    parsing\n" in said
+        assert 'steps            [{"name": "fetch", "value": {"n": 1}, "attempt": 1,' in said
+
+
 # Cancelling
 
 
@@ -135,6 +179,18 @@ def test_a_dry_run_cancels_nothing(
 
     assert (ended.stdout, ended.stderr) == (f"{job_id}\n", "would cancel: 1\n")
     assert column(db, "SELECT id FROM worker.job") == [job_id]
+
+
+def test_a_tag_is_enough_to_say_which(
+    worker: Worker, database: str, db: psycopg.Connection, insert_job: InsertJob
+) -> None:
+    job_id = insert_job()
+    insert_job()
+    db.execute("INSERT INTO worker.job_tag (tag, job_id) VALUES ('customer:7', %s)", [job_id])
+
+    ended = worker("jobs", "cancel", "--tag", "customer:7", WORKER_DATABASE_URL=database)
+
+    assert (ended.exit_code, ended.stdout) == (0, f"{job_id}\n")
 
 
 def test_cancelling_everything_must_be_said(worker: Worker, database: str) -> None:

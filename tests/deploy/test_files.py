@@ -16,7 +16,7 @@ from psycopg import sql
 
 from tests.factories import scalar
 from tests.running import RunningWorker, running_worker
-from worker import PostgresBroker, job
+from worker import PostgresBroker, exits, job
 from worker.config import SETTINGS, Config
 from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
@@ -72,6 +72,13 @@ def test_the_unit_waits_longer_than_the_grace_and_never_restarts_a_mistake() -> 
     assert float(unit["TimeoutStopSec"]) >= Config().grace + 15
     assert unit["RestartPreventExitStatus"] == "2 4"
     assert (unit["Type"], unit["KillMode"]) == ("notify", "mixed")
+
+
+def test_the_unit_reloads_by_sighup_and_starts_a_worn_worker_again() -> None:
+    unit = unit_settings()
+
+    assert unit["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert unit["RestartForceExitStatus"] == unit["SuccessExitStatus"] == str(exits.RECYCLED)
 
 
 # Containers

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -169,9 +171,16 @@ def restartable() -> Iterator[RestartableServer]:
             server.remove()
 
 
-def send(db: psycopg.Connection, actor: str, queue: str = "default", delay: float = 0.0, **args: Any) -> UUID:
+def send(
+    db: psycopg.Connection,
+    actor: str,
+    queue: str = "default",
+    delay: float = 0.0,
+    options: dict[str, Any] | None = None,
+    **args: Any,
+) -> UUID:
     """Enqueue a sample job from outside, as any client with SQL could; returns its id."""
-    new = NewJob(uuid7(), queue, actor, 0, delay, time.time(), json.dumps(args), "{}", None)
+    new = NewJob(uuid7(), queue, actor, 0, delay, time.time(), json.dumps(args), json.dumps(options or {}), None)
     insert(db, Schema(), [new])
     return new.id
 
@@ -199,3 +208,32 @@ def done(db: psycopg.Connection, job_id: UUID) -> str:
 def row(db: psycopg.Connection, job_id: UUID) -> tuple[Any, ...] | None:
     """State and attempt of a job that is still in the table."""
     return db.execute("SELECT state, attempt FROM worker.job WHERE id = %s", [job_id]).fetchone()
+
+
+@pytest.fixture
+def manager_socket(tmp_path: Path) -> Path:
+    """Where `heard` listens."""
+    return tmp_path / "notify"
+
+
+@pytest.fixture
+def heard(manager_socket: Path) -> Iterator[list[str]]:
+    """What the service manager has been told so far."""
+    said: list[str] = []
+    over = threading.Event()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(manager_socket))
+        manager.settimeout(0.1)
+
+        def listen() -> None:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    said.append(manager.recv(4096).decode())
+
+        thread = threading.Thread(target=listen, name="manager")
+        thread.start()
+        try:
+            yield said
+        finally:
+            over.set()
+            thread.join(WAIT)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from psycopg import AsyncConnection, Connection
 
-from worker import Pool, job
+from worker import Context, Pool, job
 
 
 @job
@@ -108,3 +108,52 @@ def deaf_with_the_interpreter() -> None:
 def crash() -> None:
     """Takes its process along, as a fault in a C extension does."""
     os._exit(9)
+
+
+_grown: list[bytes] = []
+
+
+@job
+def grow(mebibytes: int) -> None:
+    """Keeps what it takes."""
+    _grown.append(b"x" * (mebibytes * 1024 * 1024))
+
+
+def _note(pool: Pool, word: str) -> None:
+    with pool.connection() as conn:
+        conn.execute("INSERT INTO note VALUES (%s)", [word])
+
+
+def _hang_unless_told(pool: Pool, ctx: Context) -> None:
+    with pool.connection() as conn:
+        told = conn.execute("SELECT FROM note WHERE word = 'go'").fetchone()
+    if told is None:
+        _note(pool, "hanging")
+        ctx.wait(600)
+
+
+@job(min_backoff=10, max_backoff=50)
+def in_steps(pool: Pool, ctx: Context, hang_in: str) -> None:
+    """Notes each step that it does, and hangs once: between two steps, or within the second."""
+    ctx.progress(0.2, "begun")
+    ctx.step("one", _note, pool, "one")
+    with ctx.step("two") as step:
+        if not step.done:
+            step.conn.execute("INSERT INTO note VALUES ('two')")
+            if hang_in == "step":
+                _hang_unless_told(pool, ctx)
+    if hang_in == "job":
+        _hang_unless_told(pool, ctx)
+    ctx.step("three", _note, pool, "three")
+    ctx.progress(1)
+
+
+@job
+def polls(pool: Pool, ctx: Context) -> None:
+    """A long loop that ends in order when it is asked to, and goes on elsewhere."""
+    _note(pool, "polling")
+    while not ctx.stopping:
+        ctx.wait(600)
+    _note(pool, ctx.stopping)
+    if ctx.attempt == 1 and ctx.stopping == "shutdown":
+        ctx.snooze(0)

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.factories import column
 from tests.lifecycle.conftest import ROOT, WAIT, RestartableServer, StartWorker, busy_in_sql, running_in, send
 from tests.waiting import wait_until
 from worker.config import Address
@@ -73,6 +74,29 @@ def test_without_its_database_a_worker_lives_and_is_not_ready(
     wait_until(lambda: "database" in reasons(page("/readyz")), WAIT, "the loss to be noticed")
     assert page("/livez").status == 200
     restartable.start()
+    wait_until(lambda: page("/readyz").status == 200, WAIT, "readiness again")
+
+
+def test_a_dispatcher_that_is_stuck_is_noticed_within_two_seconds(
+    start_worker: StartWorker, logged_database: str, address: Address, page: Ask
+) -> None:
+    """By its own clock: a machine that is busy elsewhere makes everything later."""
+    worker = start_worker(logged_database, "--http", str(address)).running()
+    with psycopg.connect(logged_database, autocommit=True) as db:
+        [pid] = column(db, "SELECT pid FROM worker.worker")
+    # The server's end of its session stands still, so that its next statement is never answered.
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        noticed = worker.event("dispatcher.stuck")
+        wait_until(lambda: "dispatcher" in reasons(page("/readyz")), WAIT, "readiness to end")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    # The main thread looks twice a second, and may be late once.
+    assert 1.4 < noticed["busy_for"] < 2.5
+    assert "dispatcher.py" in noticed["stack"]
+    assert page("/livez").status == 200
+    worker.event("dispatcher.goes_on")
     wait_until(lambda: page("/readyz").status == 200, WAIT, "readiness again")
 
 

@@ -186,12 +186,12 @@ def test_a_session_that_ends_meanwhile_says_why(pool: Pool, db: psycopg.Connecti
         conn.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(%s)", [60])
 
 
-def test_a_session_that_is_gone_is_an_operational_error(pool: Pool, db: psycopg.Connection) -> None:
+def test_a_session_that_has_ended_says_why(pool: Pool, db: psycopg.Connection) -> None:
     with pool.connection() as conn:
         pid = backend_pid(conn)
         conn.rollback()
         terminate(db, pid)
-        with pytest.raises(psycopg.OperationalError):
+        with pytest.raises(psycopg.errors.AdminShutdown):
             conn.execute("SELECT %s", [1])
 
 

@@ -184,6 +184,26 @@ def test_a_connection_that_a_coroutine_dropped_is_found(single: Pool, db: psycop
             assert not is_there(db, pid)
 
 
+def test_a_connection_that_a_coroutine_dropped_is_found_although_an_earlier_user_knows_it(
+    single: Pool, db: psycopg.Connection
+) -> None:
+    """As garbage in a circle does, until it is collected."""
+
+    async def use_and_drop() -> tuple[psycopg.Connection, int]:
+        async with single.connection() as conn:
+            known: psycopg.Connection = getattr(conn, "pooled")  # noqa: B009
+        dropped = await single.acquire_async()
+        assert getattr(dropped, "pooled") is known  # noqa: B009
+        return known, dropped.info.backend_pid
+
+    with running_loop() as loop:
+        known, pid = loop.run(use_and_drop())
+
+        with single.connection(timeout=FOUND_WITHIN):
+            assert not is_there(db, pid)
+        assert known.closed
+
+
 def test_a_view_in_use_by_a_coroutine_is_not_dropped(single: Pool) -> None:
     async def use() -> object:
         view = await single.acquire_async()

@@ -92,6 +92,14 @@ def test_only_those_that_match_are_cancelled_oldest_first(db: psycopg.Connection
     assert scalar(db, "SELECT count(*) FROM worker.job") == 2
 
 
+def test_only_those_with_the_tags_are_cancelled(db: psycopg.Connection, insert_job: InsertJob) -> None:
+    tagged, other = insert_job(), insert_job()
+    db.execute("INSERT INTO worker.job_tag (tag, job_id) VALUES ('customer:7', %s)", [tagged])
+
+    assert Jobs(db).cancel(JobFilter(actors=["charge"], tags=["customer:7"])) == [tagged]
+    assert column(db, "SELECT id FROM worker.job") == [other]
+
+
 def test_more_than_a_batch_is_cancelled(db: psycopg.Connection) -> None:
     db.execute("""
         INSERT INTO worker.job (id, queue, actor, state, due_at, rank, enqueued_at, args)

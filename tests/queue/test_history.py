@@ -75,6 +75,14 @@ def test_days_older_than_what_is_kept_are_dropped(db: psycopg.Connection) -> Non
     assert partitions(db) == names(TODAY + timedelta(days=2), 11)
 
 
+def test_who_does_not_know_what_is_kept_drops_nothing(db: psycopg.Connection) -> None:
+    History(SCHEMA).maintain(db, TODAY)
+
+    History(SCHEMA, keep=None).maintain(db, TODAY + timedelta(days=30))
+
+    assert partitions(db) == names(TODAY, 8) + names(TODAY + timedelta(days=30), 8)
+
+
 def test_workers_that_boot_together_make_each_day_once(db: psycopg.Connection, database: str) -> None:
     start = threading.Barrier(4, timeout=10)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import dramatiq
 import psycopg
@@ -13,13 +13,14 @@ import pytest
 from dramatiq import Message
 
 from tests.factories import column, scalar
-from tests.queue.conftest import InsertJob
+from tests.queue.conftest import InsertJob, claim
 from tests.running import outcome, running_worker
 from worker import ArgumentError, PostgresBroker, job
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.jobs import JobFilter, Jobs, without_notes
 from worker.queue.schema import Schema
+from worker.queue.settlement import Outcome, Settlement, settle
 
 INSERT_DEAD = """
     INSERT INTO worker.job_dead (
@@ -119,6 +120,18 @@ def test_a_redriven_job_is_as_if_it_had_been_sent_now(db: psycopg.Connection, bu
     assert redriven == [dead]
     assert row == [(dead, "available", 0, 0, None, {"x": 1}, True)]
     assert scalar(db, "SELECT count(*) FROM worker.job_dead") == 0
+
+
+def test_a_run_of_the_life_before_cannot_settle_a_redriven_job(db: psycopg.Connection, insert_job: InsertJob) -> None:
+    """One that was stopped all the while, and comes back: its token must not be given out a second time."""
+    History(Schema()).maintain(db)
+    job_id = insert_job(claimed_by=uuid4())
+    settle(db, Schema(), [Settlement(job_id, 1, Outcome.DEAD)])
+    Jobs(db).redrive(JobFilter(id=job_id))
+    [claimed] = claim(db)
+
+    assert settle(db, Schema(), [Settlement(job_id, 1, Outcome.DONE)]) == set()
+    assert settle(db, Schema(), [Settlement(job_id, claimed.token, Outcome.DONE)]) == {job_id}
 
 
 def test_only_those_that_match_are_redriven(db: psycopg.Connection, bury: Bury) -> None:

@@ -112,7 +112,7 @@ def test_after_cancels_there_are_as_many_connections_as_before(
 def test_a_job_meets_its_cancel_as_an_interrupt(broker: PostgresBroker, db: psycopg.Connection, answer: str) -> None:
     """What it raises instead is no reason to run again; one that returns has succeeded."""
     begun = threading.Event()
-    stopping: list[bool] = []
+    stopping: list[str | None] = []
 
     @job(broker=broker)
     def tidy(ctx: Context) -> None:
@@ -120,7 +120,7 @@ def test_a_job_meets_its_cancel_as_an_interrupt(broker: PostgresBroker, db: psyc
             while True:
                 begun.set()
         except Cancelled:
-            stopping.append(ctx.stopping.is_set())
+            stopping.append(ctx.stopping)
             if answer == "raise":
                 raise ValueError("no") from None
 
@@ -129,7 +129,7 @@ def test_a_job_meets_its_cancel_as_an_interrupt(broker: PostgresBroker, db: psyc
     Jobs(db).cancel(JobFilter(id=row_id(message)))
 
     assert outcome(db, message) == ("dead" if answer == "raise" else "done")
-    assert stopping == [True]
+    assert stopping == ["cancel"]
 
 
 def test_the_others_beside_it_go_on(jobs: dict[str, Any], broker: PostgresBroker, db: psycopg.Connection) -> None:

@@ -119,7 +119,7 @@ def test_a_job_knows_what_it_is(broker: PostgresBroker, db: psycopg.Connection) 
     (ctx,) = seen
     assert (ctx.job_id, ctx.actor, ctx.queue, ctx.attempt) == (row_id(message), "remember", "billing", 1)
     assert ctx.options == {"max_retries": 7}
-    assert not ctx.stopping.is_set()
+    assert ctx.stopping is None
 
 
 def test_a_job_gets_everything_it_asks_for(broker: PostgresBroker, db: psycopg.Connection) -> None:

@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 from worker import clock, exits
 from worker.config import Config
 from worker.queue.schema import Schema
+from worker.runtime.reload import Reload
 from worker.runtime.signals import Stop
 from worker.runtime.supervision import Supervision
 from worker.runtime.vitals import Vitals, dead_unless
+from worker.runtime.wear import Wear
 from worker.schedule import Scheduler
 
 
@@ -36,7 +38,7 @@ def _end_the_thread(scheduler: Scheduler) -> None:
         raise SystemExit
 
     assert scheduler._timer is not None
-    inner = scheduler._timer._scheduler
+    inner: Any = scheduler._timer._scheduler
     inner._process_jobs = die
     inner._event.set()
 
@@ -46,7 +48,7 @@ def test_a_dead_timer_ends_the_worker_within_two_seconds_and_is_named(scheduler:
     living: Any = SimpleNamespace(failure=None)
     vitals = Vitals()
     config = Config(database_url="postgresql:///none")
-    supervision = Supervision(Stop(), vitals, living, living, living, config)
+    supervision = Supervision(Stop(), vitals, living, living, living, config, Wear(None, None, full=list), Reload())
     begun = clock.monotonic()
 
     watching = vitals.watching(**{"schedule-timer": dead_unless(lambda: scheduler.is_alive)})

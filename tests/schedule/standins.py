@@ -18,6 +18,7 @@ from worker.queue.schema import Schema
 from worker.schedule.declaration import Missed, Overlap, Schedule
 from worker.schedule.ledger import Enqueue, Ledger, Pass
 from worker.schedule.register import Declared, Register, Survey
+from worker.schedule.sending import Firing
 from worker.schedule.trigger import Every, Trigger
 
 T = TypeVar("T")
@@ -54,10 +55,16 @@ def schedule(
     return Schedule(name, spec, tz, missed, overlap, grace, trigger, actor(actor_name), "jobs/test.py line 1")
 
 
-def enqueue(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float = 0.0) -> UUID:
-    """Insert the job as a send would, in the caller's transaction; whatever the delay, it is available at once."""
+def enqueue(conn: psycopg.Connection[Any], firings: Sequence[Firing]) -> list[UUID | Exception]:
+    """Insert the jobs as a send would, in the caller's transaction; available at once, whatever the jitter."""
+    return [insert_job(conn, firing) for firing in firings]
+
+
+def insert_job(conn: psycopg.Connection[Any], firing: Firing) -> UUID:
+    """The job of one firing."""
+    schedule, tick = firing.schedule, firing.tick
     job_id = uuid4()
-    args = Jsonb({"schedule": schedule.name, "tick": tick.isoformat(), "pid": conn.info.backend_pid, "delay": delay})
+    args = Jsonb({"schedule": schedule.name, "tick": tick.isoformat(), "pid": conn.info.backend_pid})
     conn.execute(
         """
         INSERT INTO worker.job (id, queue, actor, state, due_at, rank, enqueued_at, args)
@@ -77,6 +84,22 @@ def dispatcher(url: str) -> Iterator[Callable[[Callable[[psycopg.Connection[Any]
                 return work(conn)
 
         yield lambda work: thread.submit(transact, work)
+
+
+@contextmanager
+def counted(db: psycopg.Connection[Any], statements: list[bytes]) -> Iterator[None]:
+    """Note every statement that is sent on *db*."""
+
+    class Noting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            statements.append(query)
+            return super().execute(query, *args, **kwargs)
+
+    before, db.cursor_factory = db.cursor_factory, Noting
+    try:
+        yield
+    finally:
+        db.cursor_factory = before
 
 
 class Book:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ import pytest
 from tests.schedule.standins import Book, enqueue, schedule
 from worker.schedule.declaration import Missed, Overlap, Schedule
 from worker.schedule.rows import ABANDONED_AFTER
+from worker.schedule.sending import Firing
 from worker.schedule.trigger import Every
 
 NOON = datetime(2026, 3, 31, 12, tzinfo=UTC)
@@ -363,8 +365,8 @@ def test_abandoned_terms_are_taken_over_from_when_they_were_last_alive(book: Boo
 
 
 def test_a_job_that_cannot_be_enqueued_leaves_its_tick_undecided(book: Book) -> None:
-    def refuse(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
-        enqueue(conn, schedule, tick)
+    def refuse(conn: psycopg.Connection[Any], firings: Sequence[Firing]) -> list[UUID | Exception]:
+        enqueue(conn, firings)
         raise RuntimeError("no such queue")
 
     book.declare(schedule(), NOON - SECOND)
@@ -389,15 +391,15 @@ def test_a_tick_in_the_ledger_is_not_fired_again_whatever_last_tick_says(book: B
 
 
 def test_a_writer_without_the_lock_cannot_make_a_second_job_of_a_tick(book: Book, database: str) -> None:
-    def enqueue_too_late(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
+    def enqueue_too_late(conn: psycopg.Connection[Any], firings: Sequence[Firing]) -> list[UUID | Exception]:
         with psycopg.connect(database, autocommit=True) as other:
             other.execute(
                 """
                 INSERT INTO worker.tick (schedule, tick, outcome, lateness, reason)
                 VALUES (%s, %s, 'skipped', 0, 'grace')""",
-                [schedule.name, tick],
+                [firings[0].schedule.name, firings[0].tick],
             )
-        return enqueue(conn, schedule, tick)
+        return enqueue(conn, firings)
 
     book.declare(schedule(), NOON - SECOND)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.leaks import threads
-from tests.schedule.standins import SCHEMA, Book, dispatcher, enqueue, schedule
+from tests.schedule.standins import SCHEMA, Book, counted, dispatcher, enqueue, schedule
 from tests.waiting import wait_until
 from worker import clock
 from worker.schedule import Schedule, Scheduler, backlog
@@ -24,6 +25,7 @@ from worker.schedule import scheduler as module
 from worker.schedule.crontab import parse
 from worker.schedule.ledger import Pass
 from worker.schedule.register import Survey
+from worker.schedule.sending import Firing
 from worker.schedule.trigger import Cron, Every
 
 PATIENCE = 20.0
@@ -132,17 +134,16 @@ def test_what_failed_is_logged_and_found_again_by_the_heartbeat(
         with scheduler(fail_twice, due):
             wait_until(book.job_ids, PATIENCE, "the job of the tick that failed")
 
-    errors = [
-        entry["error"] for entry in logs if entry["event"] in ("scheduler.heartbeat_failed", "scheduler.poll_failed")
-    ]
+    events = ("scheduler.heartbeat_failed", "scheduler.retention_failed")
+    errors = [entry["error"] for entry in logs if entry["event"] in events]
     assert errors == ["OperationalError: server closed the connection", "RuntimeError: closed"]
 
 
 def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: str, logs: list[Any]) -> None:
-    def refuse_one(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
-        if schedule.name == "broken":
+    def refuse_one(conn: psycopg.Connection[Any], firings: Sequence[Firing]) -> list[UUID | Exception]:
+        if any(firing.schedule.name == "broken" for firing in firings):
             raise LookupError("no such queue")
-        return enqueue(conn, schedule, tick)
+        return enqueue(conn, firings)
 
     both = [schedule("broken", trigger=Every(1)), schedule("sound", trigger=Every(1))]
 
@@ -154,6 +155,50 @@ def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: st
 
     assert {entry["schedule"] for entry in named(logs, "schedule.failed")} == {"broken"}
     assert book.told("broken") == []
+
+
+def test_while_nothing_ticks_a_heartbeat_of_one_statement_is_all(
+    book: Book, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.1)
+    transactions: list[Any] = []
+    beats: list[list[bytes]] = []
+
+    with dispatcher(database) as inner:
+
+        def submit(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+            transactions.append(work)
+            return inner(work)
+
+        def submit_statement(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+            def noting(conn: psycopg.Connection[Any]) -> Any:
+                statements: list[bytes] = []
+                with counted(conn, statements):
+                    result = work(conn)
+                beats.append(statements)
+                return result
+
+            return inner(noting)
+
+        quiet = [SLOW, *(replace(SLOW, name=f"job {number}") for number in range(50))]
+        with Scheduler(quiet, submit=submit, submit_statement=submit_statement, schema=SCHEMA):
+            wait_until(lambda: len(beats) >= 2, PATIENCE, "the end of the boot")
+            at_boot = len(transactions)
+            wait_until(lambda: len(beats) >= 6, PATIENCE, "more heartbeats")
+
+    assert [len(statements) for statements in beats] == [1] * len(beats)
+    assert len(transactions) == at_boot
+
+
+def test_what_is_older_than_the_ledger_keeps_is_forgotten_at_the_boot(book: Book, database: str) -> None:
+    for days in (1, 3):
+        book.declare(schedule(f"{days} days ago"), clock.now() - timedelta(days=days, seconds=90))
+        book.advance(schedule(f"{days} days ago"), clock.now() - timedelta(days=days))
+
+    with dispatcher(database) as submit, Scheduler([], submit=submit, schema=SCHEMA, keep=2 * 86400.0):
+        wait_until(lambda: not book.told("3 days ago"), PATIENCE, "the end of what is too old")
+
+    assert book.told("1 days ago") != []
 
 
 def test_a_time_that_a_clock_change_skips_is_warned_of_at_registration(
@@ -188,7 +233,10 @@ def test_a_schedule_whose_newer_terms_were_abandoned_is_taken_over(
 
     with dispatcher(database) as submit, scheduler(submit):
         wait_until(book.told, PATIENCE, "a tick")
-        book.db.execute("UPDATE worker.schedule SET spec = 'newer', confirmed_at = now() - interval '1 hour'")
+        newer = (
+            "UPDATE worker.schedule SET spec = 'newer', declared_at = now(), confirmed_at = now() - interval '1 hour'"
+        )
+        book.db.execute(newer)
         ticks = len(book.told())
         wait_until(lambda: len(book.told()) > ticks, PATIENCE, "a tick after the takeover")
 
@@ -232,6 +280,9 @@ class EarlyLedger:
         self.looks.append((now, Pass(now - timedelta(seconds=0.3))))
         return [self.looks[-1][1]]
 
+    def forget(self, *_: Any, **__: Any) -> bool:
+        return False
+
 
 class QuietRegister:
     """A register in which nothing ever changes."""
@@ -246,8 +297,6 @@ class QuietRegister:
 
     def survey(self, *_: Any) -> Survey:
         return Survey((), ())
-
-    def confirm_gone(self, *_: Any, **__: Any) -> None: ...
 
     def revision(self, *_: Any) -> tuple[int, int]:
         return 0, 0

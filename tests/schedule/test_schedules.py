@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,12 +14,15 @@ import psycopg
 import pytest
 from dramatiq.brokers.stub import StubBroker
 
+from tests.factories import terminate
+from tests.queue.conftest import dispatching
 from tests.schedule.standins import SCHEMA, Book, actor, dispatcher, enqueue, plain, schedule
 from tests.waiting import wait_until
 from worker import ConfigError, Context, NotFound, PostgresBroker, Refused, Schedules, clock, cron, job
 from worker.schedule import Schedule, Scheduler, declaration
+from worker.schedule import scheduler as scheduler_module
 from worker.schedule.ledger import KEEP
-from worker.schedule.sending import send
+from worker.schedule.sending import Firing, send
 from worker.schedule.trigger import Every
 
 NOON = datetime(2026, 3, 31, 12, tzinfo=UTC)
@@ -176,7 +179,6 @@ def test_the_context_tells_schedule_and_tick() -> None:
         "actor": "a",
         "queue": "q",
         "attempt": 1,
-        "stopping": threading.Event(),
     }
 
     by_schedule, by_hand = Context(options=sent, **basics), Context(options={}, **basics)
@@ -199,9 +201,9 @@ def test_arguments_may_be_computed_from_the_tick(book: Book, broker: PostgresBro
 def test_jitter_moves_the_job_and_not_the_tick(book: Book, broker: PostgresBroker) -> None:
     delays: list[float] = []
 
-    def note(conn: Any, schedule: Schedule, tick: datetime, delay: float) -> Any:
-        delays.append(delay)
-        return enqueue(conn, schedule, tick, delay)
+    def note(conn: Any, firings: Sequence[Firing]) -> Any:
+        delays.extend((firing.due_at - firing.tick).total_seconds() for firing in firings if firing.due_at)
+        return enqueue(conn, firings)
 
     mine = Schedule(
         "purge", "every 60 seconds", "UTC", "last", "allow", 3600.0, Every(60), actor(), "here", jitter=30.0
@@ -241,7 +243,7 @@ def test_an_old_process_cannot_revive_what_a_living_one_says_is_gone(book: Book)
     new.register.disable_vanished(book.db, [mine], now=NOON)
 
     for seconds in range(10, 100, 10):
-        new.register.confirm_gone(book.db, [mine], now=NOON + seconds * SECOND)
+        new.survey([mine], NOON + seconds * SECOND)
     alive = old.survey([mine, gone], NOON + 100 * SECOND).orphaned
     left = old.survey([mine, gone], NOON + 200 * SECOND).orphaned
 
@@ -280,6 +282,18 @@ def running(url: str, *actors: dramatiq.Actor[Any, Any]) -> Any:
     return lambda submit: Scheduler([], submit=submit, enqueue=enqueue, schema=SCHEMA, actors=known.get)
 
 
+@contextmanager
+def listening(url: str, *actors: dramatiq.Actor[Any, Any]) -> Iterator[Scheduler]:
+    """A scheduler on the dispatcher of a worker, which hears what people change."""
+    with (
+        dispatching(url) as queue,
+        running(url, *actors)(queue.submit) as scheduler,
+    ):
+        queue.on_schedules = scheduler.catch_up
+        wait_until(lambda: scheduler._revision is not None, PATIENCE, "the first look")
+        yield scheduler
+
+
 def test_a_running_worker_notices_within_two_seconds_what_is_added_changed_and_removed(
     book: Book, database: str, broker: PostgresBroker
 ) -> None:
@@ -290,7 +304,7 @@ def test_a_running_worker_notices_within_two_seconds_what_is_added_changed_and_r
         wait_until(lambda: [periods(each) for each in scheduler.schedules] == expected, PATIENCE, f"{expected}")
         assert clock.monotonic() - changed_at < 2.0
 
-    with dispatcher(database) as submit, running(database, broker.actors["report"])(submit) as scheduler:
+    with listening(database, broker.actors["report"]) as scheduler:
         schedules.add("often", "report", every=1, args=[7], overlap="allow")
         notices([1.0])
         wait_until(lambda: book.told("often"), PATIENCE, "a tick")
@@ -300,6 +314,33 @@ def test_a_running_worker_notices_within_two_seconds_what_is_added_changed_and_r
         notices([])
 
     assert {outcome for _, outcome, _ in book.told("often")} <= {"fired", "skipped"}
+
+
+def test_a_change_that_nobody_was_told_of_is_found_by_the_heartbeat(
+    book: Book, database: str, broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "HEARTBEAT", 0.2)
+
+    with dispatcher(database) as submit, running(database, broker.actors["report"])(submit) as scheduler:
+        wait_until(lambda: scheduler._revision is not None, PATIENCE, "the first look")
+        Schedules(book.db).add("often", "report", every=1, args=[7], overlap="allow")
+        wait_until(lambda: [each.name for each in scheduler.schedules] == ["often"], PATIENCE, "the new schedule")
+
+
+def test_a_change_during_a_lost_connection_is_noticed_when_there_is_another(
+    book: Book, database: str, broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "HEARTBEAT", 3600.0)
+
+    with listening(database, broker.actors["report"]) as scheduler:
+        with book.db.transaction():
+            pid = book.db.execute("SELECT pid FROM worker.worker").fetchone()
+            assert pid is not None
+            # Nobody can register while this is open, so nobody listens when it commits.
+            book.db.execute("LOCK TABLE worker.migration IN ACCESS EXCLUSIVE MODE")
+            terminate(book.db, pid[0])
+            Schedules(book.db).add("often", "report", every=1, args=[7], overlap="allow")
+        wait_until(lambda: [each.name for each in scheduler.schedules] == ["often"], PATIENCE, "the new schedule")
 
 
 def test_a_schedule_whose_job_nobody_knows_waits_for_a_worker_that_does(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,13 +13,14 @@ import psycopg
 
 from tests.schedule.standins import SCHEMA, dispatcher, enqueue, schedule
 from worker import log
-from worker.schedule import Schedule, Scheduler
+from worker.schedule import Scheduler
+from worker.schedule.sending import Firing
 from worker.schedule.trigger import Every
 
 
-def hang_inside(conn: psycopg.Connection[Any], schedule: Schedule, tick: datetime, delay: float) -> UUID:
+def hang_inside(conn: psycopg.Connection[Any], firings: Sequence[Firing]) -> list[UUID | Exception]:
     """Enqueue and then stay in the open transaction, holding the schedule's row."""
-    enqueue(conn, schedule, tick)
+    enqueue(conn, firings)
     print("inside", flush=True)
     threading.Event().wait()
     raise AssertionError("it was to be killed in here")

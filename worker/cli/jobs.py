@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from uuid import UUID
 
-    from worker.queue.jobs import FoundJob, JobFilter, Jobs
+    from worker.queue.jobs import FoundJob, FoundStep, JobFilter, Jobs
 
 _AGE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -60,13 +60,18 @@ def command() -> None:
 @command.command("list")
 @_filters
 @click.option(
-    "--state", "states", multiple=True, help="scheduled, held, available, running, done or dead; repeat for more."
+    "--state",
+    "states",
+    multiple=True,
+    help="scheduled, held, throttled, available, running, done or dead; repeat for more.",
 )
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, arguments included.")
 def list_(states: tuple[str, ...], limit: int, as_json: bool, **chosen: Any) -> None:
     """The newest jobs; live ones and dead ones by default."""
-    which = _which(chosen, limit, states or ("scheduled", "held", "available", "running", "dead"))
+    from worker.queue.jobs import LIVE
+
+    which = _which(chosen, limit, states or (*LIVE, "dead"))
     with _jobs(chosen) as jobs:
         found = jobs.find(which)
     if as_json:
@@ -75,12 +80,15 @@ def list_(states: tuple[str, ...], limit: int, as_json: bool, **chosen: Any) -> 
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("id", no_wrap=True), "state", "actor", "queue", "attempt", "enqueued", "error", box=None)
+    table = Table(
+        Column("id", no_wrap=True), "state", "actor", "queue", "attempt", "enqueued", "progress", "error", box=None
+    )
     for job in found:
         error = (job.error or "").strip().splitlines()[-1:] or [""]
         table.add_row(
-            str(job.id), job.state, job.actor, job.queue, str(job.attempt), _instant(job.enqueued_at), error[0][:80]
-        )
+            str(job.id), job.state, job.actor, job.queue, str(job.attempt), _instant(job.enqueued_at),
+            _progress(job)[:80], error[0][:80],
+        )  # fmt: skip
     # As wide as it likes where no person looks at it.
     width = None if sys.stdout.isatty() else _WIDE
     Console(width=width, highlight=False, markup=False).print(table)
@@ -97,16 +105,18 @@ def show(ctx: click.Context, /, job_id: str, as_json: bool, **chosen: Any) -> No
     with _jobs(chosen) as jobs:
         found = jobs.find(_which(chosen, 2, job_id=job_id))
         obstacles = [jobs.obstacle(job) for job in found]
+        steps = [jobs.steps(job.id) for job in found]
     if len(found) != 1:
         problem = "is not there" if not found else "is the beginning of several"
         click.echo(f"worker: job {job_id} {problem}", err=True)
         ctx.exit(exits.NOT_FOUND)
+    known = _object(found[0]) | {"obstacle": obstacles[0], "steps": [_object(step) for step in steps[0]]}
     if as_json:
-        click.echo(json.dumps(_object(found[0]) | {"obstacle": obstacles[0]}, indent=2))
+        click.echo(json.dumps(known, indent=2))
         return
-    for name, value in (_object(found[0]) | {"obstacle": obstacles[0]}).items():
+    for name, value in known.items():
         text = json.dumps(value) if isinstance(value, dict | list) else str(value)
-        click.echo(f"{name:12} {text if value is not None else ''}".rstrip())
+        click.echo(f"{name:16} {text if value is not None else ''}".rstrip())
 
 
 @command.command()
@@ -132,7 +142,8 @@ def cancel(
 
     Each is printed. Exit code 5 if one of the IDs is not there, not unambiguous, over, or being cancelled already.
     """
-    if not (job_ids or everything or states or chosen["queues"] or chosen["actors"] or chosen["since"]):
+    filters = (states, chosen["queues"], chosen["actors"], chosen["tags"], chosen["since"])
+    if not (job_ids or everything or any(filters)):
         raise click.UsageError("say which: some IDs, a filter such as --actor NAME, or --all")
     from worker.queue.jobs import LIVE
 
@@ -184,7 +195,12 @@ def _uncancellable(jobs: Jobs, job_id: str) -> str | None:
 def redrive(
     ctx: click.Context, /, job_ids: tuple[str, ...], everything: bool, limit: int | None, dry_run: bool, **chosen: Any
 ) -> None:
-    """Make dead jobs available again, as if they had been sent now."""
+    """
+    Make dead jobs available again, as if they had been sent now.
+
+    They do not repeat the steps that they have recorded (ctx.step; see `worker jobs show ID`): they go on where they
+    failed.
+    """
     if not (job_ids or everything or chosen["queues"] or chosen["actors"] or chosen["tags"] or chosen["since"]):
         raise click.UsageError("say which: some IDs, a filter such as --actor NAME, or --all")
     count = 0
@@ -241,14 +257,20 @@ def _which(
     )
 
 
-def _object(job: FoundJob) -> dict[str, Any]:
+def _progress(job: FoundJob) -> str:
+    """Such as `40% parsing`."""
+    fraction = [] if job.progress is None else [f"{job.progress:.0%}"]
+    return " ".join([*fraction, job.progress_note or ""]).strip()
+
+
+def _object(found: FoundJob | FoundStep) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {name: _plain(value) for name, value in asdict(job).items()}
+    return {name: _plain(value) for name, value in asdict(found).items()}
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | dict | list):
+    if value is None or isinstance(value, str | int | float | dict | list):
         return value
     return _instant(value) if hasattr(value, "isoformat") else str(value)
 

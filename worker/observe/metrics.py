@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -23,12 +24,28 @@ class Sample(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A metric: its name, type, help, and samples."""
+    """
+    A metric: its name, type, help, and samples.
+
+    Args:
+        together: What several processes' samples with the same labels make: their "sum", the "min" or the "max".
+    """
 
     name: str
     kind: str
     help: str
     samples: Iterable[Sample]
+    together: str = "sum"
+
+    def telling(self) -> list[Any]:
+        """As JSON can carry it."""
+        return [self.name, self.kind, self.help, [list(sample) for sample in self.samples], self.together]
+
+    @classmethod
+    def told(cls, told: list[Any]) -> Family:
+        """The other way."""
+        name, kind, text, samples, together = told
+        return cls(name, kind, text, [Sample(*sample) for sample in samples], together)
 
 
 class Counter:
@@ -80,6 +97,34 @@ class Histogram:
                 samples.append(Sample({**labels, "le": _number(bound)}, below, "_bucket"))
             samples += [Sample(labels, total, "_sum"), Sample(labels, below, "_count")]
         return Family(self._name, "histogram", self._help, samples)
+
+
+_TOGETHER: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min": min, "max": max}
+
+
+def together(processes: Iterable[Iterable[Family]]) -> list[Family]:
+    """The families of several processes as those of one."""
+    kept: dict[str, Family] = {}
+    values: dict[str, dict[tuple[tuple[tuple[str, str], ...], str], float]] = {}
+    for families in processes:
+        for family in families:
+            kept.setdefault(family.name, family)
+            combine = _TOGETHER[family.together]
+            of_family = values.setdefault(family.name, {})
+            for labels, value, suffix in family.samples:
+                key = tuple(labels.items()), suffix
+                of_family[key] = combine(of_family[key], value) if key in of_family else value
+    return [
+        family._replace(
+            samples=[Sample(dict(labels), value, suffix) for (labels, suffix), value in values[name].items()]
+        )
+        for name, family in kept.items()
+    ]
+
+
+def only_growing(families: Iterable[Family]) -> list[Family]:
+    """Those of *families* that must not shrink when their process ends."""
+    return [family for family in families if family.kind in ("counter", "histogram")]
 
 
 def render(families: Iterable[Family]) -> str:

@@ -52,8 +52,8 @@ class Checkout:
     """
 
     __slots__ = (
-        "_conn", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread", "thread_id",
-        "warned", "where",
+        "_conn", "_view", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread",
+        "thread_id", "warned", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -73,6 +73,11 @@ class Checkout:
         self.warned = False
         self.pgconn: PGconn | None = None
         self._conn: ref[Connection] | None = None
+        self._view: ref[object] | None = None
+
+    def give_view(self, view: object) -> None:
+        """It was given out as *view*: who drops that has dropped it, although others may still know the connection."""
+        self._view = ref(view)
 
     @property
     def conn(self) -> Connection | None:
@@ -128,11 +133,15 @@ class Checkout:
     @property
     def is_looped(self) -> bool:
         """Whether coroutines of a loop that is not closed may be in the middle of using it."""
-        return self.conn is not None and self.loop is not None and not self.loop.is_closed()
+        return not self._is_dropped and self.loop is not None and not self.loop.is_closed()
+
+    @property
+    def _is_dropped(self) -> bool:
+        return self.conn is None or (self._view is not None and self._view() is None)
 
     def abandoned(self) -> str | None:
         """Why nobody will return it any more; None as long as somebody may."""
-        if self.conn is None:
+        if self._is_dropped:
             return "its connection was dropped without being returned"
         if self.loop is not None:
             if self.loop.is_closed():

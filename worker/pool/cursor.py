@@ -68,6 +68,8 @@ class FirstStatement:
             or conn._autocommit
             or conn._pipeline is not None
             or not _HAS_PIPELINES
+            # A session that has ended meanwhile says why, but not to a pipeline.
+            or conn.has_news()
         ):
             yield from super()._execute_gen(query, params, **options)  # type: ignore[misc]  # of psycopg's cursors
             return

@@ -115,7 +115,7 @@ class Lending(Supply):
             got = self._ask(LoopWaiter, Checkout(), first=again)
             conn = got if isinstance(got, Connection) else await self._wait_async(got, deadline)
             if await self._is_handed_out_async(conn, deadline):
-                return self.view(conn)
+                return self._given_as_view(conn)
             again = True
 
     async def try_acquire_async(self) -> psycopg.AsyncConnection[Any] | None:
@@ -123,7 +123,7 @@ class Lending(Supply):
         deadline = clock.monotonic() + _AT_ONCE
         while (conn := self._take_idle()) is not None:
             if await self._is_handed_out_async(conn, deadline):
-                return self.view(conn)
+                return self._given_as_view(conn)
             if clock.monotonic() >= deadline:
                 break
         return None
@@ -131,6 +131,13 @@ class Lending(Supply):
     def getconn(self, timeout: float | None = None) -> Connection:
         """psycopg_pool's name of `acquire`."""
         return self.acquire(timeout)
+
+    def _given_as_view(self, conn: Connection) -> psycopg.AsyncConnection[Any]:
+        view = self.view(conn)
+        if conn.checkout is not None:
+            # Earlier users may know the connection for a while yet, if only in garbage that nobody has collected.
+            conn.checkout.give_view(view)
+        return view
 
     def view(self, conn: Connection) -> psycopg.AsyncConnection[Any]:
         """A connection that is out, for use by coroutines instead of threads."""

@@ -56,6 +56,10 @@ class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
         """The `Checkout` that says who has it; None when it is not out any more."""
         return self.pooled.checkout
 
+    def has_news(self) -> bool:
+        """Whether the server has said something that nobody asked for."""
+        return self.pooled.has_news()
+
     async def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Whatever is said to the server passes here: the task that last used a view is the one that has it."""
         if (checkout := self.checkout) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from worker.queue.context import Context
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7
 from worker.queue.limit import Limit
+from worker.queue.rate import Rate
 from worker.queue.send_options import check_delay, milliseconds, prepare, read_unique
 from worker.queue.sent import Sent
 from worker.queue.signature import Signature
@@ -31,6 +33,8 @@ A = TypeVar("A", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Co
 B = TypeVar("B", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
 
+# As Dramatiq has it.
+_QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
 # Understood by parts that declare no options of actors, or only at the send.
 _OF_MIDDLEWARE = ("on_success", "on_failure", "on_retry_exhausted", "max_age", "time_limit")
 
@@ -48,6 +52,7 @@ class Job(Actor[P, R]):
         *,
         actor_name: str,
         limit: Limit | None = None,
+        rate: Rate | None = None,
         unique: Unique | bool | None = None,
         aliases: Mapping[str, str] | None = None,
         former_names: Sequence[str] = (),
@@ -57,12 +62,28 @@ class Job(Actor[P, R]):
         self.limit = limit
         if limit is not None:
             limit.check(actor_name, self.signature.parameters)
+        self.rate = rate
+        if rate is not None:
+            rate.check(actor_name, self.signature.parameters, limit)
         self.body = fn
         self.unique = read_unique(actor_name, unique)
         self.former_names = tuple(former_names)
         if self.unique is not None:
             self.signature.check_names(self.unique.by or ())
         super().__init__(fn, actor_name=actor_name, **rest)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its jobs may have to wait for others of their lane or rate."""
+        return self.limit is not None or self.rate is not None
+
+    def lane(self, name: str, args: str) -> dict[str, Any] | None:
+        """What a job sent under *name* with *args*, JSON by name, is counted in, as its options have it."""
+        parameters = self.signature.parameters
+        lane = {} if self.limit is None else self.limit.lane(name, args, parameters)
+        if self.rate is not None:
+            lane["rate"] = self.rate.option(name, args, parameters, self.limit)
+        return lane or None
 
     @property
     def required_arguments(self) -> tuple[str, ...]:
@@ -292,6 +313,7 @@ def job(
     max_retries: int | None = 20,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    rate: Rate | None = None,
     unique: Unique | bool | None = None,
     aliases: Mapping[str, str] | None = None,
     former_names: Sequence[str] = (),
@@ -307,6 +329,7 @@ def job(
     priority: int = 0,
     timeout: float | None = 600.0,
     limit: Limit | None = None,
+    rate: Rate | None = None,
     unique: Unique | bool | None = None,
     aliases: Mapping[str, str] | None = None,
     former_names: Sequence[str] = (),
@@ -324,22 +347,32 @@ def job(
         max_retries: How often it runs again after a failure; None for ever, 20 by default.
         timeout: Seconds that one run may take; None lifts the limit.
         limit: How many of them run at once over the whole fleet, and for each value of which argument.
+        rate: How many of them start within some seconds over the whole fleet, and for each value of which argument.
         unique: Of its sends that say nothing else: `worker.Unique(...)`, or True for one job with the same arguments.
         aliases: Parameters that had another name, as `{"old": "new"}`: jobs sent with the old name still run.
         former_names: Names this job had: jobs sent under them still run, and run as this one.
-        options: Those of `dramatiq.actor`; and `transaction=False` for a connection in autocommit, where each statement
-            and each send counts at once, and a run that is repeated repeats them: at least once, not exactly once.
+        options: Those of `dramatiq.actor`, by its names too (`actor_name`, `queue_name`, `time_limit` in milliseconds);
+            and `transaction=False` for a connection in autocommit, where each statement and each send counts at once,
+            and a run that is repeated repeats them: at least once, not exactly once.
 
     Raises:
         SignatureError: A parameter cannot work.
         ConfigError: A value cannot work.
     """
+    name, queue, timeout = _by_dramatiqs_names(name, queue, timeout, options)
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ConfigError(f"job timeout {timeout!r}: expected more than 0 seconds, or None for no limit")
     if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
         raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
+    if not (isinstance(queue, str) and _QUEUE_NAME.fullmatch(queue)):
+        raise ConfigError(
+            f"job queue {queue!r}: expected a letter or an underscore, then letters, digits, dots, dashes or"
+            " underscores"
+        )
+    if name is not None and not (isinstance(name, str) and name and "\0" not in name):
+        raise ConfigError(f"job name {name!r}: expected text")
     declaring: Callable[..., Any] = Job
-    declared = partial(declaring, limit=limit, unique=unique, aliases=aliases, former_names=former_names)
+    declared = partial(declaring, limit=limit, rate=rate, unique=unique, aliases=aliases, former_names=former_names)
     decorator = dramatiq.actor(
         actor_class=declared,
         actor_name=name,
@@ -349,3 +382,34 @@ def job(
         **options,
     )
     return decorator if fn is None else decorator(fn)
+
+
+def _by_dramatiqs_names(
+    name: str | None, queue: str, timeout: float | None, options: dict[str, Any]
+) -> tuple[str | None, str, float | None]:
+    """Take those of *options* that Dramatiq calls otherwise than we do."""
+    if "actor_class" in options:
+        raise ConfigError(
+            f"job option actor_class={options['actor_class']!r}: @job makes a class of its own; an actor of another"
+            " class is declared by @dramatiq.actor, and runs beside the jobs"
+        )
+    limit_ms = options.pop("time_limit", None)
+    if limit_ms is not None and not (isinstance(limit_ms, int | float) and limit_ms > 0):
+        raise ConfigError(f"job time_limit {limit_ms!r}: expected more than 0 milliseconds, or say timeout= in seconds")
+    limit = None if limit_ms is None or limit_ms == float("inf") else limit_ms / 1000
+    return (
+        _either("name", name, None, "actor_name", options.pop("actor_name", None)),
+        _either("queue", queue, "default", "queue_name", options.pop("queue_name", None)),
+        timeout if limit_ms is None else _either("timeout", timeout, 600.0, "time_limit", limit),
+    )
+
+
+def _either(ours: str, value: Any, default: Any, dramatiqs: str, given: Any) -> Any:
+    """*value* of the option that we call *ours*, or the one *given* by Dramatiq's name of it."""
+    if given is None and ours != "timeout":
+        return value
+    if value not in (default, given):
+        raise ConfigError(
+            f"job option {dramatiqs}: it is Dramatiq's name of {ours}=, which is {value!r} already: keep one of them"
+        )
+    return given

@@ -48,7 +48,7 @@ logger = log.get_logger(__name__)
 T = TypeVar("T")
 
 _JOIN_INTERVAL = 0.02
-_STATES = ["available", "held", "scheduled", "running"]
+_STATES = ["available", "held", "throttled", "scheduled", "running"]
 
 
 class PostgresBroker(Broker):
@@ -141,6 +141,11 @@ class PostgresBroker(Broker):
         """Whether one of its actors has a limit."""
         return any(getattr(actor, "limit", None) is not None for actor in list(self.actors.values()))
 
+    @property
+    def has_rates(self) -> bool:
+        """Whether one of its actors has a rate."""
+        return any(getattr(actor, "rate", None) is not None for actor in list(self.actors.values()))
+
     # Declaring
 
     def declare_actor(self, actor: Actor[..., Any]) -> None:
@@ -228,7 +233,10 @@ class PostgresBroker(Broker):
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
         if q_name(message.queue_name) not in self.queues:
-            raise QueueNotFound(message.queue_name)
+            raise QueueNotFound(
+                f"queue {q_name(message.queue_name)!r}: no job of this process is on it: declare one with"
+                f" queue=, or import its module (declared: {', '.join(sorted(self.queues)) or 'none'})"
+            )
         return message
 
     def _encode_all(self, messages: Sequence[Message[Any]], delay: int | None) -> list[NewJob]:
@@ -329,10 +337,11 @@ class PostgresBroker(Broker):
         return feed.join(queue_name, prefetch, timeout)
 
     def _start_consuming(self) -> ConsumerFeed:
-        feed = ConsumerFeed(self.get_declared_actors, self.deliver, lambda: self.has_lanes)
+        feed = ConsumerFeed(self.get_declared_actors, self.deliver, lambda: self.has_lanes, lambda: self.has_rates)
         pool = self.pool
         lease = Lease(self.schema, duration=self._lease_duration, slots=0, pool_size=pool.max_size)
-        feed.dispatcher = Dispatcher(pool, self.schema, lease, feed, history=History(self.schema))
+        history = History(self.schema, keep=Settings.read(os.environ).config.history_days)
+        feed.dispatcher = Dispatcher(pool, self.schema, lease, feed, history=history)
         self.dispatcher = self._open.enter_context(feed.dispatcher)
         logger.info("broker.consuming", worker=application_name(lease.worker_id))
         self._feed = feed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import LiteralString
 
+from worker.queue.job_statements import MATCHES
+
 # job_pkey, by range and oldest first. A row that is locked, say by a claim, is waited for: what it has become by then
 # decides. What runs and is marked already is passed over, so that nobody is told of a cancel that is another's.
 CANCEL_JOBS: LiteralString = """
@@ -12,10 +14,7 @@ CANCEL_JOBS: LiteralString = """
         FROM {schema}.job
         WHERE state = ANY(%(states)s)
           AND (state <> 'running' OR cancelled_at IS NULL)
-          AND id BETWEEN %(first_id)s AND %(last_id)s
-          AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
-          AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
-          AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
+          AND {matches}
         ORDER BY id
         LIMIT %(limit)s
         FOR UPDATE
@@ -61,4 +60,4 @@ CANCEL_JOBS: LiteralString = """
     )
     SELECT id, (SELECT count(*) FROM told)
     FROM (SELECT id FROM ended UNION ALL SELECT id FROM marked) AS cancelled
-    ORDER BY id"""
+    ORDER BY id""".replace("{matches}", MATCHES)

@@ -20,7 +20,7 @@ def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
         return Settlement(*proof, Outcome.RELEASED, exception.seconds)
     if delivery.costs_no_attempt(exception):
         # Soon, but not at once: whatever cut it short may need a moment, and each time a longer one.
-        delay = 0.0 if delivery.stopped else 0.1 * 4**delivery.cuts
+        delay = 0.0 if delivery.stop_reason is not None else 0.1 * 4**delivery.cuts
         if not delivery.was_cut(exception) or exception is None:
             return Settlement(*proof, Outcome.RELEASED, delay)
         options = encode_options({**delivery.sent_options, "cuts": delivery.cuts + 1}, delivery.claim.actor)

@@ -122,10 +122,12 @@ class ConsumerFeed(Feed):
         actors: Callable[[], Iterable[str]],
         deliver: Callable[[Claim], Delivery | None],
         has_lanes: Callable[[], bool] = lambda: False,
+        has_rates: Callable[[], bool] = lambda: False,
     ) -> None:
         self.deliver = deliver
         self._actors = actors
         self._has_lanes = has_lanes
+        self._has_rates = has_rates
         self._consumers: defaultdict[str, list[PostgresConsumer]] = defaultdict(list)
         # A job that is offered to a consumer just when it closes would never run and never be given back.
         self._lock = threading.Lock()
@@ -155,6 +157,10 @@ class ConsumerFeed(Feed):
     @property
     def has_lanes(self) -> bool:
         return self._has_lanes()
+
+    @property
+    def has_rates(self) -> bool:
+        return self._has_rates()
 
     def rooms(self) -> list[Room]:
         actors = list(self._actors())

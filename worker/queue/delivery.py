@@ -18,10 +18,11 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from worker.errors import LeaseLost
 from worker.pool import Connection, Pool
 from worker.queue.claim import Claim
-from worker.queue.context import Context, Finishing
+from worker.queue.context import Abilities, Context
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Settlement
+from worker.queue.stop_reason import StopReason
 
 _making = threading.Lock()
 current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
@@ -52,8 +53,8 @@ class Delivery(MessageProxy):
         self.pool = pool
         self.conn: Connection | None = None
         self.transaction: JobTransaction | None = None
-        self.stopped = False
-        self._stopping: threading.Event | None = None  # made for the one in many that asks
+        self.stop_reason: StopReason | None = None
+        self._stopping: threading.Event | None = None  # made for the one in many that waits for it
         self.scope = ExitStack()  # what this run has borrowed: its connection, its place in the context
         self.collecting = False
         self.started = False
@@ -66,7 +67,7 @@ class Delivery(MessageProxy):
         self.following: list[NewJob] = []
         self.broken: Exception | None = None
         self._in_body = False
-        self.finishing: Callable[[], Finishing] | None = None
+        self.abilities: Callable[[], Abilities] | None = None
         self._view: psycopg.AsyncConnection[Any] | None = None
 
     @property
@@ -75,14 +76,14 @@ class Delivery(MessageProxy):
         with _making:
             if self._stopping is None:
                 self._stopping = threading.Event()
-                if self.stopped:
+                if self.stop_reason is not None:
                     self._stopping.set()
             return self._stopping
 
-    def stop(self) -> None:
-        """Say that the run should end; from any thread."""
+    def stop(self, reason: StopReason) -> None:
+        """Say that the run should end, and why; from any thread. The last reason is the one that ends it."""
         with _making:
-            self.stopped = True
+            self.stop_reason = reason
             if self._stopping is not None:
                 self._stopping.set()
 
@@ -130,8 +131,7 @@ class Delivery(MessageProxy):
             queue=self.claim.queue,
             attempt=self.claim.attempt,
             options=self.options,
-            stopping=self.stopping,
-            finishing=self.finishing,
+            abilities=None if self.abilities is None else self.abilities(),
         )
 
     def collect(self, new: NewJob) -> None:
@@ -163,8 +163,9 @@ class Delivery(MessageProxy):
     @property
     def cuts(self) -> int:
         """How many runs before this one were cut."""
-        cuts: int = self.sent_options.get("cuts", 0)
-        return cuts
+        cuts = self.sent_options.get("cuts", 0)
+        # A hand may have written anything there, and a run must be concluded all the same.
+        return cuts if isinstance(cuts, int) else 0
 
     def fail_after_hooks(self, exc: BaseException, encode: Callable[[Delivery, int], NewJob]) -> None:
         """

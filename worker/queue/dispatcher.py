@@ -13,16 +13,17 @@ from psycopg import sql
 
 from worker import clock, log
 from worker.pool import Pool
+from worker.queue import lanes, rates
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.exchange import Errand, exchange
 from worker.queue.feed import Feed, Room
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
-from worker.queue.lanes import sweep
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
+from worker.queue.progress import Reports
 from worker.queue.schema import Schema
 from worker.queue.sends import Send, Sends
 from worker.queue.settlement import CANCELLED, Outcome, Settlement
@@ -80,6 +81,7 @@ class Dispatcher:
         self._outcomes = GroupCommit(schema, history, self._settled)
         self._sends = Sends(schema)
         self._submitted = Submissions()
+        self.reports = Reports()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._pauses = Pauses()
@@ -87,13 +89,16 @@ class Dispatcher:
         self._connected = False
         self._hungry = True
         self._renew_at = self._keep_house_at = 0.0
-        self._next_due = self._admit_at = float("inf")
+        self._next_due = self._admit_at = self._clear_at = float("inf")
         self._sweep_at = 0.0
         self.failure: BaseException | None = None
         self.passed_at = clock.monotonic()
         """When the last pass, or attempt to connect, began."""
+        self._busy_since: float | None = None
         self.answer: Callable[[psycopg.Connection[Any]], None] | None = None
         """What this worker says about itself when it is asked, on the connection that it is given."""
+        self.on_schedules: Callable[[], None] | None = None
+        """Called when somebody has changed a schedule in the database, and after each loss of the connection."""
 
     def __enter__(self) -> Dispatcher:
         self._thread.start()
@@ -124,6 +129,7 @@ class Dispatcher:
     def forget(self, claim: Claim) -> None:
         """This job was settled in its own transaction. Whoever frees its slot wakes."""
         self._outstanding.pop(claim.proof, None)
+        self.reports.forget(claim.proof)
 
     def send(self, jobs: Sequence[NewJob]) -> Future[None]:
         """Enqueue *jobs*, which must be plain, with the next group commit; durable when the future is done."""
@@ -136,6 +142,13 @@ class Dispatcher:
         """Run *work* on the reserved connection, in a transaction of its own. It must be short: everything waits."""
         self._check_not_over()
         future = self._submitted.add(work)
+        self.wake()
+        return future
+
+    def submit_statement(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
+        """`submit` for work of one statement: without the two that would make it a transaction."""
+        self._check_not_over()
+        future = self._submitted.add(work, atomic=False)
         self.wake()
         return future
 
@@ -176,6 +189,17 @@ class Dispatcher:
     @property
     def is_connected(self) -> bool:
         return self._connected and self.is_alive
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds that the pass under way has taken, which is milliseconds for most; 0 between passes."""
+        since = self._busy_since
+        return 0.0 if since is None else clock.monotonic() - since
+
+    @property
+    def thread(self) -> int | None:
+        """The identity of its thread, to look where it is."""
+        return self._thread.ident
 
     @property
     def num_outstanding(self) -> int:
@@ -228,6 +252,7 @@ class Dispatcher:
             if self._connected:
                 logger.warning("dispatcher.disconnected", reason=str(exc).strip())
             self._connected = False
+            self._busy_since = None
             self._alarm.wait(_RECONNECT)
 
     @property
@@ -238,6 +263,7 @@ class Dispatcher:
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
+        self._busy_since = clock.monotonic()
         conn.execute(f"SET statement_timeout = {max(1000, int(self.lease.duration * 300))}".encode())
         conn.execute(_LOCK_TIMEOUT)
         conn.execute(_NO_SCANS)
@@ -252,6 +278,7 @@ class Dispatcher:
         self._connected = True
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0
+        self._tell_of_schedules()
 
     def _detach(self, conn: psycopg.Connection[Any]) -> None:
         pending = self._outcomes.proofs
@@ -263,7 +290,7 @@ class Dispatcher:
 
     def _run_once(self, conn: psycopg.Connection[Any]) -> float:
         """One pass; returns seconds to the next."""
-        self.passed_at = clock.monotonic()
+        self._busy_since = self.passed_at = clock.monotonic()
         # What was written may be a job for us; our own notification comes with the next read only.
         self._hungry |= self._submitted.run(conn)
         self._keep_house(conn)
@@ -275,6 +302,7 @@ class Dispatcher:
             self._renew_at,
             self._next_due,
             self._admit_at,
+            self._clear_at,
             self._keep_house_at,
             self._outcomes.again_at,
             self._feed.look_at,
@@ -289,9 +317,13 @@ class Dispatcher:
                 self._keep_house_at = now + _HOUSEKEEPING
 
     def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
-        if self._feed.has_lanes and (now := clock.monotonic()) >= self._sweep_at:
+        has_lanes, has_rates = self._feed.has_lanes, self._feed.has_rates
+        if (has_lanes or has_rates) and (now := clock.monotonic()) >= self._sweep_at:
             self._sweep_at = now + _SWEEP
-            sweep(conn, self.schema)
+            if has_lanes:
+                lanes.sweep(conn, self.schema)
+            if has_rates:
+                rates.sweep(conn, self.schema)
 
     def _release(self, claim: Claim) -> None:
         self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
@@ -312,7 +344,11 @@ class Dispatcher:
         self._hungry |= any(one.makes_available for one, _ in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
         admitting = self._feed.has_lanes
-        self._hungry |= admitting
+        # The same with rates, whose time is known from the last look.
+        clearing = self._feed.has_rates
+        self._hungry |= admitting or clearing
+        # With whatever else is to be written, and with the heartbeat when there is nothing else.
+        said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
         served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
@@ -321,27 +357,33 @@ class Dispatcher:
             rooms=self._rooms(self._pauses.leave_out(served)),
             promoting=promoting,
             admitting=admitting,
+            clearing=clearing,
             renewing=renewing,
             served=served,
             pauses=self._pauses,
+            said=said,
         )
         if not errand.num_statements:
             return
         try:
             reply = exchange(conn, self.schema, self.lease, errand)
         except psycopg.Error as exc:
-            if conn.broken or not (outcomes or sends):
+            if conn.broken or not (outcomes or sends or said):
                 self._outcomes.put_back(outcomes)
                 self._sends.fail(sends, exc)
                 raise
             logger.info("dispatcher.parted", reason=str(exc).strip())
             self._write_apart(conn, outcomes, sends)
             outcomes, sends = [], []
-            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=()))
+            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=(), said=()))
+        self.reports.confirm(said, reply.heard)
         self._outcomes.confirm(outcomes, reply.owned)
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
         self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")
+        # A moment late rather than a moment too soon, which would be one look more.
+        opens_in = float("inf") if reply.opens_in is None else max(0.0, reply.opens_in) + 0.002
+        self._clear_at = clock.monotonic() + opens_in
         for claims in reply.claims:
             self._take(claims)
         if renewing and self._heard(conn, reply.look) and not errand.rooms:
@@ -357,7 +399,8 @@ class Dispatcher:
         self._sends.write_apart(conn, sends)
 
     def _settled(self, settlement: Settlement, held: bool) -> None:
-        self._outstanding.pop((settlement.id, settlement.token), None)
+        self._outstanding.pop(settlement.proof, None)
+        self.reports.forget(settlement.proof)
         if held and settlement.delay > 0 and settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
             self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
         for new in settlement.following:
@@ -430,6 +473,7 @@ class Dispatcher:
     # Waiting
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
+        self._busy_since = None
         if self._outcomes or self._sends or self._submitted or self._stop_by is not None:
             seconds = 0.0
         # What came with the last reply has been read already, and makes no socket readable.
@@ -453,5 +497,11 @@ class Dispatcher:
         elif channel == self.schema.channels["ask"]:
             if self.answer is not None:
                 self.submit(self.answer)
+        elif channel == self.schema.channels["schedules"]:
+            self._tell_of_schedules()
         else:
             self._hungry = True
+
+    def _tell_of_schedules(self) -> None:
+        if self.on_schedules is not None:
+            self.on_schedules()

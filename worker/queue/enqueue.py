@@ -51,7 +51,7 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     )
     if isinstance(actor, Job):
         args = actor.signature.encode(message.args, message.kwargs)
-        lane = None if actor.limit is None else actor.limit.lane(name, args, actor.signature.parameters)
+        lane = actor.lane(name, args) if actor.is_limited else None
         row = row._replace(args=args, options=_options(message, lane))
     else:
         row = row._replace(message=_plain(message, row.queue))

@@ -16,6 +16,8 @@ from worker.queue.lanes import admit, has_left_some
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
 from worker.queue.pauses import Pauses
+from worker.queue.progress import Progress, Proof, write_progress
+from worker.queue.rates import Cleared, clear, what_is_left
 from worker.queue.schema import Schema
 from worker.queue.settlement import Settlement, send_settlements
 from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
@@ -26,12 +28,14 @@ class Errand(NamedTuple):
     What a pass has to say and to ask.
 
     Args:
+        said: What running jobs have said of themselves; before their settlements, which end them.
         settlements: Those that one statement writes.
         new: Plain ones, for the same reason.
         begun: Jobs that were claimed ahead and run by now.
         rooms: What to claim for; those without room are passed over.
         promoting: Whether jobs for later may have become due.
         admitting: Whether jobs may wait before a lane that has room.
+        clearing: Whether jobs may wait for their rate.
         renewing: Whether the heartbeat is due.
     """
 
@@ -41,14 +45,17 @@ class Errand(NamedTuple):
     rooms: Sequence[Room] = ()
     promoting: bool = False
     admitting: bool = False
+    clearing: bool = False
     renewing: bool = False
     served: Sequence[Room] = ()
     pauses: Pauses = Pauses()
+    said: Sequence[tuple[Proof, Progress]] = ()
 
     @property
     def num_statements(self) -> int:
-        parts = (self.settlements, self.new, self.begun, self.promoting, self.admitting, self.renewing)
-        return sum(map(bool, parts)) + len(self.rooms)
+        written = (self.said, self.settlements, self.new, self.begun)
+        asked = (self.promoting, self.admitting, self.clearing, self.renewing)
+        return sum(map(bool, (*written, *asked))) + len(self.rooms)
 
 
 class Reply(NamedTuple):
@@ -58,14 +65,18 @@ class Reply(NamedTuple):
     Args:
         owned: The settled jobs whose token still held.
         claims: For each room, what was claimed.
-        knocking: Some lanes were in others' hands; look again in a moment.
+        knocking: Some lanes or rates were in others' hands; look again in a moment.
+        opens_in: Seconds until the next job may start that waits for its rate; None when none does.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
+        heard: The jobs whose progress was written.
     """
 
     owned: set[UUID]
     claims: list[list[Claim]]
     knocking: bool
+    opens_in: float | None
     look: Look | None
+    heard: set[UUID]
 
 
 def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand: Errand) -> Reply:
@@ -80,6 +91,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     """
     try:
         with _together(conn) if errand.num_statements > 1 else nullcontext():
+            reported = write_progress(conn, schema, errand.said) if errand.said else None
             settled = send_settlements(conn, schema, errand.settlements) if errand.settlements else None
             if errand.new:
                 insert(conn, schema, errand.new)
@@ -88,17 +100,21 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             if errand.promoting:
                 conn.execute(schema.render(PROMOTE_DUE).encode())
             admitted = admit(conn, schema) if errand.admitting else None
+            clearing = clear(conn, schema) if errand.clearing else None
             claimed = [_claim(conn, schema, lease, room) for room in errand.rooms]
             beat = lease.beat(conn, errand.served, errand.pauses) if errand.renewing else None
     except psycopg.Error:
         # psycopg takes a statement for prepared once it has sent it, also where the server never came to it.
         conn._prepared.clear()
         raise
+    cleared = what_is_left(clearing) if clearing is not None else Cleared(left_some=False, opens_in=None)
     return Reply(
         owned={row[0] for row in settled} if settled is not None else set(),
         claims=[[Claim(*row) for row in rows] for rows in claimed],
-        knocking=admitted is not None and has_left_some(admitted),
+        knocking=(admitted is not None and has_left_some(admitted)) or cleared.left_some,
+        opens_in=cleared.opens_in,
         look=lease.hear(beat) if beat is not None else None,
+        heard={row[0] for row in reported} if reported is not None else set(),
     )
 
 

@@ -58,6 +58,11 @@ class Feed(ABC):
         """Whether a job that is known here has a limit, so that somebody here must let jobs into lanes."""
         return False
 
+    @property
+    def has_rates(self) -> bool:
+        """Whether a job that is known here has a rate, so that somebody here must clear jobs for their start."""
+        return False
+
     def overdue(self) -> list[Claim]:
         """Hand out, once, what was claimed ahead and has waited too long: others may have a slot for it."""
         return []

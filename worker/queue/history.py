@@ -22,7 +22,7 @@ from worker.queue.history_statements import (
     UNLOCK_HISTORY,
 )
 from worker.queue.schema import Schema
-from worker.queue.sending_statements import FORGET_KEYS, FORGET_TAGS
+from worker.queue.sending_statements import FORGET_AT_ONCE, FORGET_BY_AGE, FORGET_KEYS
 
 logger = log.get_logger(__name__)
 
@@ -37,10 +37,10 @@ class History:
     The partitions of the history, one for each day in UTC.
 
     Args:
-        keep: Days that finished jobs are kept.
+        keep: Days that finished jobs are kept; None drops nothing, for those who are no worker and do not know.
     """
 
-    def __init__(self, schema: Schema, *, keep: int = 14) -> None:
+    def __init__(self, schema: Schema, *, keep: int | None = 14) -> None:
         self._schema = schema
         self._keep = keep
 
@@ -54,7 +54,8 @@ class History:
             today: In UTC; by the database's clock when None, because by that the rows are dated.
 
         Returns:
-            False when somebody's lock was in the way: what is left is the next call's.
+            False when somebody's lock was in the way, or there was more than fits into one call: what is left is the
+            next call's.
 
         Raises:
             SchemaError: The role does not own the tables.
@@ -65,7 +66,7 @@ class History:
         try:
             conn.execute(LOCK_HISTORY, turn)
             try:
-                self._maintain(conn, today or self._today(conn))
+                is_done = self._maintain(conn, today or self._today(conn))
             finally:
                 conn.execute(UNLOCK_HISTORY, turn)
         except psycopg.errors.LockNotAvailable as exc:
@@ -78,18 +79,22 @@ class History:
             ) from exc
         finally:
             conn.execute("SELECT set_config('lock_timeout', %s, false)", [before])
-        return True
+        return is_done
 
-    def _maintain(self, conn: psycopg.Connection[Any], today: date) -> None:
+    def _maintain(self, conn: psycopg.Connection[Any], today: date) -> bool:
         present = self._present(conn)
         for ahead in range(_DAYS_AHEAD + 1):
             if (day := today + timedelta(days=ahead)) not in present:
                 self._create(conn, day)
+        if self._keep is None:
+            return True
         for day, state in present.items():
             if day < today - timedelta(days=self._keep):
                 self._drop(conn, day, state)
-        conn.execute(self._schema.render(FORGET_KEYS).encode())
-        conn.execute(self._schema.render(FORGET_TAGS).encode(), {"keep": self._keep})
+        keep = {"keep": self._keep}
+        forgotten = [conn.execute(self._schema.render(FORGET_KEYS).encode()).rowcount]
+        forgotten += [conn.execute(self._schema.render(forget).encode(), keep).rowcount for forget in FORGET_BY_AGE]
+        return max(forgotten) < FORGET_AT_ONCE
 
     def _today(self, conn: psycopg.Connection[Any]) -> date:
         [(today,)] = conn.execute(GET_TODAY).fetchall()

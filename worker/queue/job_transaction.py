@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import LiteralString
 
 import psycopg
@@ -48,23 +49,28 @@ class JobTransaction:
             TransactionEnded: The job has ended its transaction by itself.
             psycopg.Error: As the server, or the network, refused it.
         """
-        self._check_open()
-        # A job that has said nothing to the server has not begun its transaction either.
-        begin = "" if self._conn.num_begun else f"{self._conn._get_tx_start_command().decode()}; "
         if settlement.following:
-            self._run(f"{begin}{_LIMITS}".encode())
-            if not settle(self._conn, self._schema, [settlement]):
-                raise LostLease(f"job {settlement.id} belongs to another delivery by now")
-            end = _COMMIT
-        else:
-            self._prepare()
-            end = f"{begin}{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
+            self.commit_with(lambda conn: bool(settle(conn, self._schema, [settlement])))
+            return
+        self._check_open()
+        begin = self._begin_if_not_begun()
+        self._prepare()
+        end = f"{begin}{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
         try:
             self._run(end.encode())
         except psycopg.errors.InvalidTextRepresentation as exc:
             if "carpool lost the lease" in str(exc):
                 raise LostLease(f"job {settlement.id} belongs to another delivery by now") from exc
             raise
+        self._close()
+
+    def commit_with(self, write: Callable[[Connection], bool]) -> None:
+        """Commit with what *write* writes, unless it tells that the job is another's by now; raises as `commit`."""
+        self._check_open()
+        self._run(f"{self._begin_if_not_begun()}{_LIMITS}".encode())
+        if not write(self._conn):
+            raise LostLease("the job belongs to another delivery by now")
+        self._run(_COMMIT.encode())
         self._close()
 
     def roll_back(self) -> None:
@@ -80,6 +86,10 @@ class JobTransaction:
                 logger.debug("job.rollback_failed", reason=str(exc))
         if self._conn.pgconn.transaction_status != TransactionStatus.IDLE or self._conn._num_transactions:
             self._conn.close()
+
+    def _begin_if_not_begun(self) -> str:
+        """A job that has said nothing to the server has not begun its transaction either."""
+        return "" if self._conn.num_begun else f"{self._conn._get_tx_start_command().decode()}; "
 
     def _close(self) -> None:
         self._open = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, LiteralString
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -16,106 +16,13 @@ from psycopg.rows import class_row
 from worker.errors import ArgumentError
 from worker.queue.cancel_statements import CANCEL_JOBS
 from worker.queue.history import History, has_no_partition
+from worker.queue.job_statements import FIND_JOBS, FIND_RATE, LIST_STEPS, REDRIVE_JOBS, TAKE_DEAD
 from worker.queue.queues import Queues
 from worker.queue.schema import Schema
 
-LIVE = ("scheduled", "held", "available", "running")
+LIVE = ("scheduled", "held", "throttled", "available", "running")
 STATES = (*LIVE, "done", "dead")
-_WAITING = ("scheduled", "held", "available")
-
-# Newest first: ids sort by time. Each branch stops at the limit by its primary key or, in the history, by the index on
-# id of each partition, and those of states that nobody asked for are not looked at.
-FIND_JOBS: LiteralString = """
-    SELECT found.*, ARRAY(SELECT tag FROM {schema}.job_tag WHERE job_id = found.id ORDER BY tag) AS tags
-    FROM (
-    (
-        SELECT id, state, queue, actor, attempt, crashes, priority, due_at, enqueued_at, claimed_at AS started_at,
-            NULL::timestamptz AS finished_at, claimed_by AS worker, args, error, cancelled_at,
-            options -> 'errors' AS errors
-        FROM {schema}.job
-        WHERE state = ANY(%(states)s)
-          AND id BETWEEN %(first_id)s AND %(last_id)s
-          AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
-          AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
-          AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
-          AND (%(tags)s::text[] IS NULL OR id IN (
-            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
-          ))
-        ORDER BY id DESC
-        LIMIT %(limit)s
-    )
-    UNION ALL (
-        SELECT id, outcome, queue, actor, attempt, 0, priority, due_at, enqueued_at, started_at, finished_at, worker,
-            args, error, NULL::timestamptz, NULL
-        FROM {schema}.job_history
-        WHERE 'done' = ANY(%(states)s)
-          AND outcome = 'done'
-          AND id BETWEEN %(first_id)s AND %(last_id)s
-          AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
-          AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
-          AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
-          AND (%(tags)s::text[] IS NULL OR id IN (
-            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
-          ))
-        ORDER BY id DESC
-        LIMIT %(limit)s
-    )
-    UNION ALL (
-        SELECT id, 'dead', queue, actor, attempt, crashes, priority, due_at, enqueued_at, started_at, died_at, worker,
-            args, error, NULL::timestamptz, options -> 'errors'
-        FROM {schema}.job_dead
-        WHERE 'dead' = ANY(%(states)s)
-          AND id BETWEEN %(first_id)s AND %(last_id)s
-          AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
-          AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
-          AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
-          AND (%(tags)s::text[] IS NULL OR id IN (
-            SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
-          ))
-        ORDER BY id DESC
-        LIMIT %(limit)s
-    )
-    ORDER BY id DESC
-    LIMIT %(limit)s
-    ) AS found
-    ORDER BY id DESC"""
-
-# job_dead_pkey. A dead letter whose id lives again, because it was sent anew, stays where it is.
-TAKE_DEAD: LiteralString = """
-    SELECT id, message
-    FROM {schema}.job_dead AS dead
-    WHERE id BETWEEN %(first_id)s AND %(last_id)s
-      AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s))
-      AND (%(actors)s::text[] IS NULL OR actor = ANY(%(actors)s))
-      AND (%(since)s::timestamptz IS NULL OR enqueued_at >= %(since)s)
-      AND (%(tags)s::text[] IS NULL OR id IN (
-        SELECT job_id FROM {schema}.job_tag WHERE tag = ANY(%(tags)s) GROUP BY job_id HAVING count(*) = %(num_tags)s
-      ))
-      AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = dead.id)
-    ORDER BY id
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED"""
-
-# One statement for a batch: the dead letters become jobs as they were when they were sent first, due now. What
-# Dramatiq and we had noted about earlier runs goes, or the first failure would be the last one again.
-REDRIVE_JOBS: LiteralString = """
-    WITH chosen AS (
-        SELECT * FROM unnest(%(ids)s::uuid[], %(messages)s::bytea[]) AS chosen(id, message)
-    ),
-    dead AS (
-        DELETE FROM {schema}.job_dead AS dead
-        USING chosen
-        WHERE dead.id = chosen.id
-        RETURNING dead.id, queue, actor, priority, enqueued_at, args, options, chosen.message
-    ),
-    redriven AS (
-        INSERT INTO {schema}.job (id, queue, actor, state, priority, due_at, rank, enqueued_at, args, options, message)
-        SELECT id, queue, actor, 'available', priority, now(), now() + priority * interval '60 seconds', enqueued_at,
-            args, options - %(notes)s::text[], message
-        FROM dead
-        RETURNING id
-    )
-    SELECT id, pg_notify(%(wake)s, '') IS NULL FROM redriven ORDER BY id"""
+_WAITING = ("scheduled", "held", "throttled", "available")
 
 # What earlier runs have left among a message's options.
 _NOTES = ("retries", "traceback", "requeue_timestamp", "cuts")
@@ -180,6 +87,21 @@ class FoundJob:
     """When somebody cancelled a job that still runs."""
     errors: list[dict[str, Any]] | None
     tags: list[str]
+    progress: float | None
+    """From 0 to 1, as its run has last said; of one that runs, only what this run has said."""
+    progress_note: str | None
+    progress_attempt: int | None
+    progress_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundStep:
+    """A step that a job has recorded: its next attempts do not do it again."""
+
+    name: str
+    value: Any
+    attempt: int
+    recorded_at: datetime
 
 
 class Jobs:
@@ -195,16 +117,35 @@ class Jobs:
             parameters = {**which._parameters, "limit": which.limit}
             return cur.execute(self._schema.render(FIND_JOBS).encode(), parameters).fetchall()
 
+    def steps(self, job_id: UUID) -> list[FoundStep]:
+        """What the job has recorded by `ctx.step`, oldest first; also of one that is over, as long as its history."""
+        with self._conn.cursor(row_factory=class_row(FoundStep)) as cur:
+            return cur.execute(self._schema.render(LIST_STEPS).encode(), {"id": job_id}).fetchall()
+
     def obstacle(self, job: FoundJob) -> str | None:
         """Why *job*, which waits, cannot start: its queue is paused, nobody knows its actor; None without a reason."""
         if job.state not in _WAITING:
             return None
-        full = "its lane is full: as many jobs as may run at once are before it" if job.state == "held" else None
-        return Queues(self._conn, self._schema).obstacle(job.queue, job.actor) or full
+        in_the_way = Queues(self._conn, self._schema).obstacle(job.queue, job.actor)
+        if job.state == "held":
+            return in_the_way or "its lane is full: as many jobs as may run at once are before it"
+        if job.state == "throttled":
+            return in_the_way or self._rate(job.id)
+        return in_the_way
+
+    def _rate(self, job_id: UUID) -> str | None:
+        row = self._conn.execute(self._schema.render(FIND_RATE).encode(), {"id": job_id}).fetchone()
+        if row is None:
+            return None
+        rate, size, per, opens_at = row
+        until = "" if opens_at is None else f": the next may start at {_instant(opens_at)}"
+        return f"its rate {rate!r} is used up, {size} starts in {per:g} s{until}"
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """
         Make dead jobs available again, as if they had been sent now: no attempt and no crash is counted.
+
+        But what they have recorded by `ctx.step` stays recorded: they go on where they failed.
 
         Oldest first, at most `which.limit`; one whose id was sent anew meanwhile stays dead. Each thousand is a
         transaction of its own, unless the connection is in one.
@@ -246,7 +187,7 @@ class Jobs:
             # No worker has kept house for a week; within somebody's transaction, so can nobody.
             if not has_no_partition(exc) or self._conn.info.transaction_status != TransactionStatus.IDLE:
                 raise
-            History(self._schema).maintain(self._conn)
+            History(self._schema, keep=None).maintain(self._conn)
             return self._cancel_some(which, limit)
 
     def _cancel_some(self, which: JobFilter, limit: int) -> list[UUID]:
@@ -280,6 +221,10 @@ def without_notes(message: bytes | None) -> bytes | None:
         return message
     decoded["options"] = {name: value for name, value in options.items() if name not in _NOTES}
     return json.dumps(decoded, separators=(",", ":")).encode()
+
+
+def _instant(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _range(id_or_prefix: str | UUID | None) -> tuple[UUID, UUID]:

@@ -19,6 +19,7 @@ from worker.queue.lease_statements import (
     LIST_CLAIMED,
     LOCK_DEAD,
     MARK_LOST,
+    RECORD_DEATH,
     REGISTER_WORKER,
     RENEW_LEASE,
     RESCUE_JOBS,
@@ -139,6 +140,19 @@ class Lease:
     def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:
         """The jobs, with their tokens, that this worker owns by the database's books."""
         return dict(self._execute(conn, LIST_CLAIMED, {"worker": self.worker_id}).fetchall())
+
+    def bury(self, conn: psycopg.Connection[Any], dead: UUID, how: str) -> int:
+        """
+        Record how a worker died, for whoever rescues its jobs, and end the sessions that it has left.
+
+        Returns:
+            How many sessions the server still had; 0 when nothing is left of them.
+        """
+        self._execute(conn, RECORD_DEATH, {"dead": dead, "how": how})
+        (left,) = self._execute(conn, TERMINATE_SESSIONS, {"application_name": application_name(dead)}).fetchone() or (
+            0,
+        )
+        return int(left)
 
     def unregister(self, conn: psycopg.Connection[Any]) -> None:
         """The end of an orderly stop."""

@@ -90,6 +90,9 @@ LIST_CLAIMED: LiteralString = """
 # The last statement of an orderly stop; what it left claimed (it should be nothing) is found through the missing row.
 UNREGISTER_WORKER: LiteralString = "DELETE FROM {schema}.worker WHERE id = %(worker)s"
 
+# By primary key. Only who has seen it end knows; a worker that was rescued meanwhile has no row any more.
+RECORD_DEATH: LiteralString = "UPDATE {schema}.worker SET ended = %(how)s WHERE id = %(dead)s"
+
 # Rescue
 
 # Starts the countdown of those whose session is gone. A lost session is not a dead worker: re-registering ends it.
@@ -151,7 +154,9 @@ RESCUE_JOBS: LiteralString = """
         USING lost
         WHERE job.id = lost.id
           AND (job.cancelled_at IS NOT NULL OR NOT job.ahead AND job.crashes + 1 >= %(max_crashes)s)
-        RETURNING job.*, CASE WHEN job.cancelled_at IS NULL THEN %(reason)s ELSE 'cancelled' END AS reason
+        RETURNING job.*, CASE WHEN job.cancelled_at IS NULL THEN %(reason)s
+            || coalesce('; the last one: ' || (SELECT ended FROM {schema}.worker WHERE id = %(dead)s), '')
+            ELSE 'cancelled' END AS reason
     ),
     recorded AS (
         INSERT INTO {schema}.job_history (
@@ -179,7 +184,19 @@ RESCUE_JOBS: LiteralString = """
         SET state = 'available', token = job.token + 1, claimed_by = NULL, claimed_at = NULL,
             attempt = job.attempt - CASE WHEN job.ahead THEN 1 ELSE 0 END,
             crashes = job.crashes + CASE WHEN job.ahead THEN 0 ELSE 1 END,
-            suspect_since = CASE WHEN job.ahead THEN job.suspect_since ELSE clock_timestamp() END
+            suspect_since = CASE WHEN job.ahead THEN job.suspect_since ELSE clock_timestamp() END,
+            options = coalesce((
+                SELECT jsonb_set(job.options, '{{errors}}', coalesce(job.options -> 'errors', '[]')
+                    || jsonb_build_object(
+                    'attempt', job.attempt,
+                    'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+                    'error', 'its worker died: ' || ended
+                ))
+                FROM {schema}.worker
+                WHERE id = %(dead)s
+                  AND ended IS NOT NULL
+                  AND NOT job.ahead
+            ), job.options)
         FROM lost
         WHERE job.id = lost.id
           AND job.cancelled_at IS NULL

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import msgspec
-
-from worker.errors import ConfigError, SignatureError
-
-_LONGEST = 300
+from worker.errors import ConfigError
+from worker.queue import keys
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Limit:
     @property
     def arguments(self) -> tuple[str, ...]:
         """The names of the arguments that make lanes."""
-        return (self.by,) if isinstance(self.by, str) else tuple(self.by)
+        return keys.names(self.by)
 
     def check(self, actor: str, parameters: Mapping[str, inspect.Parameter]) -> None:
         """
@@ -55,26 +51,9 @@ class Limit:
         Raises:
             SignatureError: Says which.
         """
-        for name in self.arguments:
-            if name not in parameters:
-                has = ", ".join(parameters) or "none"
-                raise SignatureError(f"job {actor!r}: limit by {name!r}: it has no such argument (it has: {has})")
+        keys.check("limit", actor, self.arguments, parameters)
 
     def lane(self, actor: str, args: str, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
         """The lane of a job with *args*, JSON by name, as it is written among its options."""
-        given = msgspec.json.decode(args)
-        values = [given.get(name, _default(parameters[name])) for name in self.arguments]
-        name = self.name or actor
-        if values:
-            name += "".join(f" {key}={_text(value)}" for key, value in zip(self.arguments, values, strict=True))
-        if len(name) > _LONGEST:
-            name = f"{name[: _LONGEST - 65]} {hashlib.sha256(name.encode()).hexdigest()}"
+        name = keys.key(self.name or actor, self.arguments, args, parameters)
         return {"name": name, "size": self.size, "in_order": self.in_order}
-
-
-def _default(parameter: inspect.Parameter) -> Any:
-    return None if parameter.default is inspect.Parameter.empty else parameter.default
-
-
-def _text(value: Any) -> str:
-    return msgspec.json.encode(value, order="sorted").decode()

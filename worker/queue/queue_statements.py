@@ -64,7 +64,8 @@ LIST_QUEUES: LiteralString = """
     counted AS (
         SELECT job.queue, job.actor,
             CASE
-                WHEN job.state = 'held' OR (job.state = 'scheduled' AND job.due_at <= now()) THEN 'available'
+                WHEN job.state IN ('held', 'throttled') THEN 'available'
+                WHEN job.state = 'scheduled' AND job.due_at <= now() THEN 'available'
                 ELSE job.state
             END AS state,
             count(*) AS jobs,

@@ -86,10 +86,10 @@ class Schema:
         """
         Where workers are told something, never with a payload.
 
-        By a send, to `wake` now, or that something is due `later`; by a person, to `ask` what they are doing, or that
-        there are jobs to `cancel`.
+        By a send, to `wake` now, or that something is due `later`; by a person, to `ask` what they are doing, that
+        there are jobs to `cancel`, or that `schedules` were changed.
         """
-        return {name: f"{self.name}_{name}" for name in ("wake", "later", "ask", "cancel")}
+        return {name: f"{self.name}_{name}" for name in ("wake", "later", "ask", "cancel", "schedules")}
 
     def render(self, statement: LiteralString) -> str:
         """*statement* with `{schema}` filled in, made once."""

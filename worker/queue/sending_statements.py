@@ -144,3 +144,31 @@ FORGET_TAGS: LiteralString = """
         ORDER BY old.tagged_at
         LIMIT 5000
     )"""
+
+# The same for what jobs have said and done while they ran.
+FORGET_PROGRESS: LiteralString = """
+    DELETE FROM {schema}.job_progress AS progress
+    WHERE progress.job_id IN (
+        SELECT old.job_id
+        FROM {schema}.job_progress AS old
+        WHERE old.begun_at < now() - %(keep)s * interval '1 day'
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
+        ORDER BY old.begun_at
+        LIMIT 5000
+    )"""
+
+FORGET_STEPS: LiteralString = """
+    DELETE FROM {schema}.job_step AS step
+    WHERE (step.job_id, step.name) IN (
+        SELECT old.job_id, old.name
+        FROM {schema}.job_step AS old
+        WHERE old.recorded_at < now() - %(keep)s * interval '1 day'
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
+        ORDER BY old.recorded_at
+        LIMIT 5000
+    )"""
+
+FORGET_BY_AGE = (FORGET_TAGS, FORGET_PROGRESS, FORGET_STEPS)
+FORGET_AT_ONCE = 5000

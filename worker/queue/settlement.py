@@ -49,6 +49,11 @@ class Settlement(NamedTuple):
     following: tuple[NewJob, ...] = ()
 
     @property
+    def proof(self) -> tuple[UUID, int]:
+        """What it is fenced by."""
+        return self.id, self.token
+
+    @property
     def is_bare(self) -> bool:
         """Whether it says that the job is done and nothing else."""
         return self.outcome is Outcome.DONE and self[3:] == (0.0, None, None, None, ())

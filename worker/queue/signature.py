@@ -222,6 +222,26 @@ class Signature:
         return renamed
 
 
+def takes_connection_first(fn: Callable[..., Any], where: str) -> bool:
+    """
+    Whether the first parameter of *fn*, any callable, is annotated with a connection.
+
+    Raises:
+        SignatureError: An annotation is not known at run time, or is of the wrong kind of connection; begins with
+            *where*.
+    """
+    try:
+        first = next(iter(inspect.signature(fn).parameters), None)
+        hint = None if first is None else _hints(fn, where).get(first)
+    except (TypeError, ValueError):
+        return False  # of a built-in, or a callable object, nothing is known
+    if (kind := _injected_kind(hint)) not in _CONNECTIONS:
+        return False
+    if inspect.iscoroutinefunction(fn) != (kind == "AsyncConnection"):
+        raise SignatureError(f"{where}: `async def` takes psycopg.AsyncConnection, a plain function psycopg.Connection")
+    return True
+
+
 def _hints(fn: Callable[..., Any], where: str) -> dict[str, Any]:
     try:
         return get_type_hints(fn, include_extras=True)

@@ -295,7 +295,8 @@ HAS_WORK: LiteralString = """
         WHERE queue = ANY(%(queues)s::text[])
           AND (
             state = 'running'
-            OR (state IN ('available', 'held') OR due_at <= statement_timestamp()) AND actor = ANY(%(actors)s::text[])
+            OR (state IN ('available', 'held', 'throttled') OR due_at <= statement_timestamp())
+            AND actor = ANY(%(actors)s::text[])
             AND NOT EXISTS (
                 SELECT
                 FROM {schema}.pause

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
@@ -14,27 +15,33 @@ from worker.queue.sends import accepted
 T = TypeVar("T")
 
 
+class _Work(NamedTuple):
+    call: Callable[[psycopg.Connection[Any]], Any]
+    atomic: bool
+
+
 class Submissions:
     """Work that is still to be done. `add` is for any thread, everything else for the dispatcher's."""
 
     def __init__(self) -> None:
-        self._pending: deque[tuple[Callable[[psycopg.Connection[Any]], Any], Future[Any]]] = deque()
+        self._pending: deque[tuple[_Work, Future[Any]]] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._pending)
 
-    def add(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
+    def add(self, work: Callable[[psycopg.Connection[Any]], T], *, atomic: bool = True) -> Future[T]:
+        """Have *work* done in a transaction of its own, or in none unless *atomic*: a single statement is one."""
         future: Future[T] = Future()
-        self._pending.append((work, future))
+        self._pending.append((_Work(work, atomic), future))
         return future
 
     def run(self, conn: psycopg.Connection[Any]) -> bool:
-        """Do all of it, each in a transaction of its own; whether there was any."""
+        """Do all of it; whether there was any."""
         batch = accepted(self._pending)
         for work, future in batch:
             try:
-                with conn.transaction():
-                    result = work(conn)
+                with conn.transaction() if work.atomic else nullcontext():
+                    result = work.call(conn)
             except Exception as exc:
                 future.set_exception(exc)
             else:

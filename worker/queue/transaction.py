@@ -10,15 +10,18 @@ from dramatiq.middleware import Middleware, SkipMessage
 from worker import log
 from worker.errors import LostLease, TransactionEnded
 from worker.pool import holder
+from worker.queue.abilities import RunAbilities
 from worker.queue.actor import Job
 from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
-from worker.queue.finish import Finish, begin, take
+from worker.queue.dispatcher import Dispatcher
+from worker.queue.finish import begin, take
 from worker.queue.history import has_no_partition
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
+from worker.queue.progress import Progress, write_last_progress
 from worker.queue.schema import Schema
-from worker.queue.settlement import Outcome, Settlement
+from worker.queue.settlement import Outcome, Settlement, settle
 
 logger = log.get_logger(__name__)
 
@@ -32,6 +35,9 @@ class Rows(Protocol):
     def encode(self, message: Delivery, delay: int | None) -> NewJob: ...
 
     def keep_house(self) -> None: ...
+
+    @property
+    def dispatcher(self) -> Dispatcher | None: ...
 
 
 class Transaction(Middleware):
@@ -54,7 +60,7 @@ class Transaction(Middleware):
         delivery.scope.callback(delivery.pool.reclaim, delivery.holder)
         _enter(delivery, current, delivery)
         _enter(delivery, holder, delivery.holder)
-        delivery.finishing = lambda: Finish(delivery, broker.schema)
+        delivery.abilities = lambda: RunAbilities(delivery, broker)
         if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
             try:
                 if delivery.actor.options.get("transaction", True):
@@ -102,7 +108,10 @@ class Transaction(Middleware):
     ) -> Settlement:
         """Settle within the job's transaction and commit both, or neither; returns what became of the job."""
         try:
-            transaction.commit(settlement)
+            if (said := _unwritten(broker, delivery)) is None:
+                transaction.commit(settlement)
+            else:
+                transaction.commit_with(lambda conn: _settle_saying(conn, broker.schema, delivery, settlement, said))
             delivery.settled = True
         except LostLease:
             delivery.settled = delivery.lost = True
@@ -117,6 +126,20 @@ class Transaction(Middleware):
                 delivery.fail_after_hooks(exc, broker.encode)
             settlement = conclude(delivery, exc)
         return settlement
+
+
+def _unwritten(broker: Rows, delivery: Delivery) -> Progress | None:
+    return None if broker.dispatcher is None else broker.dispatcher.reports.unwritten(delivery.claim.proof)
+
+
+def _settle_saying(
+    conn: psycopg.Connection[Any], schema: Schema, delivery: Delivery, settlement: Settlement, said: Progress
+) -> bool:
+    """Write a run's outcome and what it has said last of its progress; whether its token held."""
+    owned = bool(settle(conn, schema, [settlement]))
+    if owned:
+        write_last_progress(conn, schema, settlement.proof, delivery.claim.attempt, said)
+    return owned
 
 
 def _enter(delivery: Delivery, variable: Any, value: Any) -> None:

@@ -43,17 +43,18 @@ class Budget(NamedTuple):
         """The least of the limits."""
         return min(limit for limit in (self.server, self.role, self.database) if limit is not None)
 
-    def admit(self, pool_size: int) -> None:
+    def admit(self, pool_size: int, whole: int = 0) -> None:
         """
         Say in the log when one more pool of *pool_size* is more than the server gives to all workers together.
+
+        Args:
+            whole: What this pool is a share of, with those of other processes; 0 when it is not.
 
         Raises:
             ConfigError: It is too large even by itself.
         """
-        if pool_size > self.limit:
-            raise ConfigError(
-                f"pool size {pool_size}: {self._given}; make the pool smaller, or the server's limit larger"
-            )
+        if (mine := max(pool_size, whole)) > self.limit:
+            raise ConfigError(f"pool size {mine}: {self._given}; make the pool smaller, or the server's limit larger")
         together = self.pools + pool_size
         if together > self.limit:
             logger.warning(

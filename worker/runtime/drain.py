@@ -13,6 +13,7 @@ from worker import clock, log
 from worker.queue.broker import PostgresBroker
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.settlement import Outcome, Settlement
+from worker.queue.stop_reason import StopReason
 from worker.runtime.job_threads import JobThreads
 from worker.runtime.signals import Stop
 from worker.runtime.slot_feed import SlotFeed
@@ -56,6 +57,7 @@ class Drain:
         # First of all: what follows may wait for a database that is away.
         self._vitals.enter(Stage.DRAINING, running=self._feed.num_running, grace=self._grace)
         self._dispatcher.pause()
+        self._watchdog.announce(StopReason.SHUTDOWN)
         with suppress(TimeoutError, CancelledError, psycopg.OperationalError):
             # A claim that was under way has been put before the slots when this returns, or its reply never comes.
             self._dispatcher.submit(lambda _: None).result(_CLAIM_UNDERWAY)

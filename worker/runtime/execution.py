@@ -84,16 +84,26 @@ class Execution:
     def prepare(self, delivery: Delivery) -> Ending | None:
         """The before-hooks; an ending when the body must not run."""
         self._tally.started(delivery.claim)
+        self.watchdog.hooks.enter(delivery, "before its body")
         try:
             self.hooks.before("process_message", delivery)
             if delivery.actor is None:
                 raise ActorNotFound(delivery.claim.actor)
         except (MiddlewareError, ActorNotFound) as exc:
             return Ending(error=exc)
+        finally:
+            self.watchdog.hooks.leave(delivery)
         return Ending() if delivery.failed else None
 
     def conclude(self, delivery: Delivery, ending: Ending, started: float) -> None:
         """The after-hooks, then the settlement; *started* is monotonic."""
+        self.watchdog.hooks.enter(delivery, "behind its body")
+        try:
+            self._conclude(delivery, ending, started)
+        finally:
+            self.watchdog.hooks.leave(delivery)
+
+    def _conclude(self, delivery: Delivery, ending: Ending, started: float) -> None:
         delivery.collecting = True
         if isinstance(ending.error, SkipMessage):
             delivery.stuff_exception(ending.error)

@@ -14,11 +14,12 @@ import psycopg
 
 from worker import clock, log
 from worker.observe.http import Page
-from worker.observe.metrics import CONTENT_TYPE, Family, Sample, render
+from worker.observe.metrics import CONTENT_TYPE, Family, Sample, only_growing, render
 from worker.pool import Pool
 from worker.queue.dispatcher import Dispatcher
 from worker.runtime.slot_feed import SlotFeed
 from worker.runtime.statements import COUNT_QUEUES, COUNT_TIMEOUT
+from worker.runtime.supervision import SLOW_PASS
 from worker.runtime.tally import Tally
 from worker.runtime.vitals import Stage, Vitals
 from worker.schedule import registered
@@ -51,16 +52,33 @@ class Health:
 
     def ready(self) -> Page:
         """Whether jobs would run: all is well, the database answers, the schema fits, and claims are made."""
+        return self._answer(self._reasons())
+
+    def told(self) -> dict[str, Any]:
+        """Both, for the supervisor of this process."""
+        return {"troubles": self._vitals.troubles(), "reasons": self._reasons(), "running": self._feed.num_running}
+
+    def families(self) -> list[Family]:
+        """The numbers, for the same."""
+        return list(self._families())
+
+    def growing(self) -> list[Family]:
+        """Those that only grow, without a look into the database."""
+        return only_growing([*self._tally.families(), *self._pool_families()])
+
+    def _reasons(self) -> dict[str, str]:
         reasons = self._vitals.troubles()
         if not self._dispatcher.is_connected:
             reasons["database"] = "there is no connection to it"
         elif self._dispatcher.lease.remaining <= 0:
             reasons["database"] = f"no heartbeat came through for {self._dispatcher.lease.duration:g} s"
+        if (busy_for := self._dispatcher.busy_for) > SLOW_PASS:
+            reasons["dispatcher"] = f"its pass has taken {busy_for:.1f} s: the database does not answer, or it is stuck"
         if self._dispatcher.failure is not None:
             reasons["dispatcher"] = str(self._dispatcher.failure)
         if self._vitals.stage is not Stage.RUNNING:
             reasons["stage"] = f"{self._vitals.stage.value}: nothing is claimed"
-        return self._answer(reasons)
+        return reasons
 
     def metrics(self) -> Page:
         return Page(200, CONTENT_TYPE, render(self._families()))
@@ -80,8 +98,10 @@ class Health:
         worker = {"version": version("carpool"), "worker": str(lease.worker_id)}
         beaten_at = time.time() - (lease.duration - lease.remaining)
         yield _gauge("worker_build_info", "This worker; always 1.", (worker, 1))
-        yield _gauge("worker_heartbeat_timestamp_seconds", "When the lease was last renewed.", ({}, beaten_at))
-        yield _gauge("worker_ready", "Whether /readyz says so.", ({}, float(self.ready().status == 200)))
+        yield _gauge(
+            "worker_heartbeat_timestamp_seconds", "When the lease was last renewed.", ({}, beaten_at), together="min"
+        )
+        yield _gauge("worker_ready", "Whether /readyz says so.", ({}, float(not self._reasons())), together="min")
         yield _gauge("worker_slots", "How many jobs may run at once.", ({}, self._feed.num_slots))
         running = dict.fromkeys(self._feed.queues, 0)
         for claim in self._feed.running():
@@ -96,6 +116,7 @@ class Health:
         yield _gauge(
             "worker_schedule_next_fire_timestamp_seconds", "The next tick of each schedule declared here.",
             *(({"schedule": one.name}, one.trigger.after(now).timestamp()) for one in registered()),
+            together="max",
         )  # fmt: skip
         yield from self._counts.families()
 
@@ -109,7 +130,10 @@ class Health:
         yield _gauge("worker_pool_max_connections", "The most that it ever holds.", ({}, stats.max_size))
         yield _gauge("worker_pool_waiting", "Callers who wait for a connection.", ({}, stats.waiting))
         yield _gauge(
-            "worker_pool_oldest_checkout_seconds", "How long the longest has been out.", ({}, stats.oldest_checkout)
+            "worker_pool_oldest_checkout_seconds",
+            "How long the longest has been out.",
+            ({}, stats.oldest_checkout),
+            together="max",
         )
         totals = {
             "worker_pool_wait_seconds_total": ("What callers have waited together.", stats.waited_seconds_total),
@@ -147,6 +171,7 @@ class _Counts:
         yield _gauge(
             "worker_queue_oldest_age_seconds", "How long the oldest job that could run has waited; told by one worker.",
             *(({"queue": queue}, oldest) for queue, *_, oldest in rows),
+            together="max",
         )  # fmt: skip
 
     def _current(self) -> list[tuple[str, int, int, int, float]]:
@@ -175,5 +200,5 @@ class _Counts:
         return conn.execute(self._dispatcher.schema.render(COUNT_QUEUES).encode(), parameters).fetchall()
 
 
-def _gauge(name: str, text: str, *samples: tuple[Mapping[str, str], float]) -> Family:
-    return Family(name, "gauge", text, [Sample(labels, value) for labels, value in samples])
+def _gauge(name: str, text: str, *samples: tuple[Mapping[str, str], float], together: str = "sum") -> Family:
+    return Family(name, "gauge", text, [Sample(labels, value) for labels, value in samples], together)

@@ -142,6 +142,8 @@ class JobLoop:
             ending = Ending(result=await task)
         except asyncio.CancelledError as exc:
             ending = Ending(error=guard.reason() if guard.reason else exc)
+        except GeneratorExit:
+            raise  # thrown away with the loop, at the end of a process that does not wait for it
         except BaseException as exc:
             ending = Ending(error=exc)
         if not guard.disarm():

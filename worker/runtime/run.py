@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 from worker import clock, exits, log
 from worker.config import Config
@@ -27,12 +29,15 @@ from worker.runtime.hooks import Hooks
 from worker.runtime.job_loop import JobLoop
 from worker.runtime.job_threads import JobThreads
 from worker.runtime.modules import load
-from worker.runtime.signals import Stop, StoppedEarly, stop_on_signals
+from worker.runtime.parent import Parent
+from worker.runtime.reload import Reload, reexecute, say_goodbye
+from worker.runtime.signals import Stop, StoppedEarly, hold, stop_on_signals
 from worker.runtime.slot_feed import SlotFeed
-from worker.runtime.supervision import Supervision
+from worker.runtime.supervision import RELOAD, Supervision
 from worker.runtime.tally import Tally
 from worker.runtime.vitals import Stage, Vitals, dead_unless
 from worker.runtime.watchdog import Watchdog
+from worker.runtime.wear import Wear
 from worker.schedule import Scheduler, registered
 
 logger = log.get_logger(__name__)
@@ -41,9 +46,13 @@ logger = log.get_logger(__name__)
 _STUCK = 60.0
 
 
-def run(config: Config) -> int:
+def run(config: Config, *, reload: Reload | None = None, parent: Parent | None = None) -> int:
     """
     Run jobs and schedules until a signal, or until the queue is empty if *config* says so.
+
+    Args:
+        reload: What SIGHUP makes of this process, after it has drained; None refuses it.
+        parent: The supervisor, when this is one of its processes.
 
     Returns:
         The process's exit code.
@@ -53,32 +62,63 @@ def run(config: Config) -> int:
         DatabaseUnavailable: The database is out of reach at boot.
         SchemaError: Its schema is not one that this worker serves.
     """
-    log.configure(config.log_format, config.log_level, around=lambda: shield.get()())
+    reload = reload or Reload(refusal="its supervisor does that: ask it")
+    every = {"process": parent.number} if parent is not None else None
+    log.configure(config.log_format, config.log_level, around=lambda: shield.get()(), every=every)
     with log.uncaught_in_threads(), stop_on_signals() as stop:
         try:
-            code = _run(config, stop)
+            if parent is not None:
+                parent.hello()
+            code = _run(config, stop, reload, parent)
         except StoppedEarly:
+            code = exits.OK
+        if code == RELOAD and reload.command is not None:
+            _go_over(reload.command, stop)
             code = exits.OK
         took = {} if stop.asked_at is None else {"seconds": round(clock.monotonic() - stop.asked_at, 3)}
         logger.info("worker.stopped", code=code, **took)
         return code
 
 
-def _run(config: Config, stop: Stop) -> int:
-    vitals = Vitals(ServiceManager(os.environ))
+def _go_over(command: Sequence[str], stop: Stop) -> None:
+    """Become *command*, unless somebody wants the process to end by now."""
+    say_goodbye()
+    hold()
+    if not stop.asked:
+        logger.info("reload.executing")
+        reexecute(command)
+
+
+def _run(config: Config, stop: Stop, reload: Reload, parent: Parent | None) -> int:
+    vitals = Vitals(ServiceManager(os.environ) if parent is None else parent)
     with ExitStack() as stack:
         with stop.raising():
             load(config.jobs)
             lease = _lease(config)
+            if parent is not None:
+                parent.is_worker(lease.worker_id)
             pool = stack.enter_context(open_pool(config, lease))
         broker = stack.enter_context(serving(postgres_broker(), pool, config))
         check_declared(broker, config)
-        parts = stack.enter_context(working(broker, pool, lease, stop, vitals, config))
+        parts = stack.enter_context(working(broker, pool, lease, stop, vitals, config, reload, parent))
         if not config.until_empty:
             stack.enter_context(ticking(parts, broker, config))
         vitals.enter(Stage.RUNNING)
         logger.info("worker.running", worker=str(lease.worker_id), slots=config.job_slots, queues=parts.feed.queues)
         return parts.supervision.run()
+
+
+def rehearse(config: Config) -> PostgresBroker:
+    """
+    What a boot does before it needs the database: import the modules, and look whether they can be served.
+
+    Raises:
+        ConfigError: A module, setting or broker cannot work.
+    """
+    load(config.jobs)
+    broker = postgres_broker()
+    check_declared(broker, config)
+    return broker
 
 
 def _lease(config: Config) -> Lease:
@@ -113,7 +153,7 @@ def open_pool(config: Config, lease: Lease) -> Iterator[Pool]:
             with pool.connection() as conn:
                 schema = Schema(config.schema)
                 schema.check(conn)
-                Budget.read(conn, schema).admit(config.pool_size)
+                Budget.read(conn, schema).admit(config.pool_size, whole=config.budget)
             yield pool
     finally:
         pool.close(grace=1.0)
@@ -141,16 +181,26 @@ class Parts:
 
 @contextmanager
 def working(
-    broker: PostgresBroker, pool: Pool, lease: Lease, stop: Stop, vitals: Vitals, config: Config
+    broker: PostgresBroker,
+    pool: Pool,
+    lease: Lease,
+    stop: Stop,
+    vitals: Vitals,
+    config: Config,
+    reload: Reload | None = None,
+    parent: Parent | None = None,
 ) -> Iterator[Parts]:
     """Everything that runs jobs, in order of dependence; the exit is the drain, then the writing of what is left."""
-    tally = Tally()
     feed = SlotFeed(broker, slots=config.job_slots, checkouts=config.checkouts, queues=config.queues)
     with ExitStack() as stack:
-        dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed))
+        dispatcher = stack.enter_context(dispatching(broker, pool, lease, feed, config))
+        wear = Wear(config.max_jobs, config.max_memory, full=dispatcher.pause)
+        tally = Tally(begin=wear.begin)
         health = Health(vitals, pool, dispatcher, feed, tally)
         if config.http is not None:
             stack.enter_context(HttpServer(config.http, health.pages()))
+        if parent is not None:
+            stack.enter_context(answering(parent, health, dispatcher, lease))
         answers = Answers(pool, broker.schema, lease.worker_id)
         dispatcher.answer = answers.write
         watchdog = stack.enter_context(Watchdog(pool, stuck=config.stuck))
@@ -166,9 +216,25 @@ def working(
                 job_loop=dead_unless(lambda: loop.is_alive),
             )
         )
-        supervision = Supervision(stop, vitals, dispatcher, feed, watchdog, config)
+        reload = reload or Reload()
+        stack.callback(reload.close)
+        supervision = Supervision(stop, vitals, dispatcher, feed, watchdog, config, wear, reload)
         supervision.answer(answers)
         yield Parts(dispatcher, feed, threads, health, supervision, tally, vitals)
+
+
+@contextmanager
+def answering(parent: Parent, health: Health, dispatcher: Dispatcher, lease: Lease) -> Iterator[None]:
+    """What the supervisor may ask for; at the end, after the drain, it is told the last numbers."""
+
+    def bury(worker_id: str, how: str) -> Future[int]:
+        return dispatcher.submit(lambda conn: lease.bury(conn, UUID(worker_id), how))
+
+    parent.answer(health=health.told, families=lambda: [each.telling() for each in health.families()], bury=bury)
+    try:
+        yield
+    finally:
+        parent.counted([each.telling() for each in health.growing()])
 
 
 def _trouble(dispatcher: Dispatcher) -> str | None:
@@ -179,9 +245,12 @@ def _trouble(dispatcher: Dispatcher) -> str | None:
 
 
 @contextmanager
-def dispatching(broker: PostgresBroker, pool: Pool, lease: Lease, feed: SlotFeed) -> Iterator[Dispatcher]:
+def dispatching(
+    broker: PostgresBroker, pool: Pool, lease: Lease, feed: SlotFeed, config: Config
+) -> Iterator[Dispatcher]:
     """The dispatcher; its exit writes the last outcomes and takes the worker's row away."""
-    dispatcher = Dispatcher(pool, broker.schema, lease, feed, history=History(broker.schema))
+    history = History(broker.schema, keep=config.history_days)
+    dispatcher = Dispatcher(pool, broker.schema, lease, feed, history=history)
     broker.dispatcher = dispatcher
     try:
         with dispatcher:
@@ -214,10 +283,13 @@ def ticking(parts: Parts, broker: PostgresBroker, config: Config) -> Iterator[No
     scheduler = Scheduler(
         registered(),
         submit=parts.dispatcher.submit,
+        submit_statement=parts.dispatcher.submit_statement,
         schema=broker.schema,
         modules=config.jobs,
         actors=broker.actors.get,
+        keep=config.tick_days * 86400.0,
         decided=parts.tally.decided,
     )
+    parts.dispatcher.on_schedules = scheduler.catch_up
     with scheduler, parts.vitals.watching(**{"schedule-timer": dead_unless(lambda: scheduler.is_alive)}):
         yield

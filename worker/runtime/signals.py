@@ -1,6 +1,9 @@
 """
 Signals: the first asks the worker to stop, the second to hurry, the third leaves; others ask it to do or tell.
 
+SIGHUP asks for new code and settings, but where the log goes to a terminal it says that this has gone: then it is one
+more request to stop. One that was ignored from the start (`nohup`) stays ignored.
+
 A handler runs between two steps of the main thread, which may just hold a lock; so it takes none. It notes the request
 and puts it on a queue that is made for that, and the main thread does the rest.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -19,7 +23,7 @@ from worker import clock, log
 logger = log.get_logger(__name__)
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-_TELLING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT)
+_TELLING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT, signal.SIGHUP)
 
 
 class StoppedEarly(BaseException):
@@ -98,15 +102,40 @@ def stop_on_signals() -> Iterator[Stop]:
     """Take signals as requests while the block lasts; the handlers before it come back after."""
     stop = Stop()
 
-    def handle(signum: int, _: FrameType | None) -> None:
-        if signum in _STOPPING:
+    def handle(signum: int) -> None:
+        if is_request_to_stop(signum):
             stop.ask(signum)
         else:
             stop.tell(signum)
 
-    before = {signum: signal.signal(signum, handle) for signum in (*_STOPPING, *_TELLING)}
-    try:
+    with taken(handle):
         yield stop
+
+
+def is_request_to_stop(signum: int) -> bool:
+    return signum in _STOPPING or (signum == signal.SIGHUP and sys.stderr.isatty())
+
+
+@contextmanager
+def taken(handle: Callable[[int], object]) -> Iterator[None]:
+    """Call *handle* between two steps of the main thread for each signal that is ours, while the block lasts."""
+    ours = [*_STOPPING, *_TELLING]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        ours.remove(signal.SIGHUP)
+
+    def called(signum: int, _: FrameType | None) -> None:
+        handle(signum)
+
+    before = {signum: signal.signal(signum, called) for signum in ours}
+    # Held over an exec, so that none is lost while nobody listens.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+    try:
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def hold() -> None:
+    """Keep all that come from here on, also over an exec, for whoever takes them next."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [*_STOPPING, *_TELLING])

@@ -87,6 +87,10 @@ class SlotFeed(Feed):
     def has_lanes(self) -> bool:
         return self._broker.has_lanes
 
+    @property
+    def has_rates(self) -> bool:
+        return self._broker.has_rates
+
     def rooms(self) -> list[Room]:
         actors = dict(self._broker.actors)
         with self._lock:

@@ -17,15 +17,23 @@ from worker.queue.dispatcher import Dispatcher
 from worker.queue.statements import HAS_WORK
 from worker.runtime.answers import Answers
 from worker.runtime.execution import fields
+from worker.runtime.reload import Reload
 from worker.runtime.signals import Stop
 from worker.runtime.slot_feed import SlotFeed
+from worker.runtime.stack import stack_of_thread
 from worker.runtime.vitals import Stage, Vitals
 from worker.runtime.watchdog import Watchdog
+from worker.runtime.wear import Wear
 
 logger = log.get_logger(__name__)
 
+# Not an exit code: this process goes on as new code.
+RELOAD = -1
+
 # How often the main thread looks whether everybody lives.
 _LOOK = 0.5
+# A pass of the dispatcher takes milliseconds. With the look, one that does not end is noticed within 2 s.
+SLOW_PASS = 1.4
 # Before the lease ends: a job that is cut must be over when others may take it.
 _LEASE_MARGIN = 0.3
 
@@ -34,14 +42,25 @@ class Supervision:
     """What the main thread does while jobs run: `run` it until it returns the exit code."""
 
     def __init__(
-        self, stop: Stop, vitals: Vitals, dispatcher: Dispatcher, feed: SlotFeed, watchdog: Watchdog, config: Config
+        self,
+        stop: Stop,
+        vitals: Vitals,
+        dispatcher: Dispatcher,
+        feed: SlotFeed,
+        watchdog: Watchdog,
+        config: Config,
+        wear: Wear,
+        reload: Reload,
     ) -> None:
         self._stop = stop
         self._vitals = vitals
         self._dispatcher = dispatcher
         self._feed = feed
         self._watchdog = watchdog
+        self._wear = wear
+        self._reload = reload
         self._config = config
+        self._slow = False
 
     def answer(self, answers: Answers) -> None:
         """What signals other than those to stop ask for."""
@@ -49,10 +68,11 @@ class Supervision:
         self._stop.on(signal.SIGUSR2, self._log_stacks)
         self._stop.on(signal.SIGTSTP, self._pause)
         self._stop.on(signal.SIGCONT, self._resume)
+        self._stop.on(signal.SIGHUP, self._reload.ask)
 
     def run(self) -> int:
         """
-        Wait for the end, and look every half second whether everybody lives; returns the exit code.
+        Wait for the end, and look every half second whether everybody lives; returns the exit code, or `RELOAD`.
 
         Raises:
             SchemaError: The schema has become one that this worker cannot serve.
@@ -70,6 +90,13 @@ class Supervision:
                 logger.critical("worker.stuck", jobs=[str(guard.delivery.claim.id) for guard in stuck])
                 return exits.INTERNAL
             self._guard_lease()
+            self._watch_dispatcher()
+            if worn := self._wear.told:
+                logger.info("worker.worn", **worn)
+                return exits.RECYCLED
+            if self._reload.is_approved():
+                self._vitals.reload()
+                return RELOAD
             if self._config.until_empty and self._feed.idle.is_set() and self._is_empty():
                 logger.info("worker.empty")
                 return exits.OK
@@ -80,6 +107,17 @@ class Supervision:
         if remaining < self._config.lease * _LEASE_MARGIN and not self._feed.idle.is_set():
             logger.error("worker.lease_ending", remaining=round(remaining, 3))
             self._watchdog.interrupt_all(LeaseLost)
+
+    def _watch_dispatcher(self) -> None:
+        """Say once that a pass does not end, and once that it has."""
+        busy_for = self._dispatcher.busy_for
+        if busy_for > SLOW_PASS and not self._slow:
+            stack = stack_of_thread(self._dispatcher.thread)
+            logger.error("dispatcher.stuck", busy_for=round(busy_for, 3), stack=stack)
+            self._slow = True
+        elif busy_for <= SLOW_PASS and self._slow:
+            logger.info("dispatcher.goes_on")
+            self._slow = False
 
     def _is_empty(self) -> bool:
         """Whether no job of ours is due or running, anywhere; what is scheduled for later stays."""

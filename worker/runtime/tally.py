@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from worker.observe.metrics import Counter, Family, Histogram
 from worker.queue.claim import Claim
@@ -13,9 +13,15 @@ from worker.schedule.journal import log_entries
 
 
 class Tally:
-    """Counts jobs and ticks; safe from any thread."""
+    """
+    Counts jobs and ticks; safe from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        begin: Called for each run that starts.
+    """
+
+    def __init__(self, begin: Callable[[], object] = lambda: None) -> None:
+        self._begin = begin
         job = ("queue", "actor")
         self._jobs = Counter("worker_jobs_total", "Runs of jobs by how they ended.", *job, "outcome")
         self._durations = Histogram(
@@ -31,6 +37,7 @@ class Tally:
         )
 
     def started(self, claim: Claim) -> None:
+        self._begin()
         self._waits.observe(max(0.0, claim.waited), claim.queue, claim.actor)
 
     def ended(self, claim: Claim, outcome: Outcome, duration: float) -> None:

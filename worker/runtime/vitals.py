@@ -38,6 +38,8 @@ class Listener(Protocol):
 
     def beaten(self, *, well: bool) -> None: ...
 
+    def reloading(self) -> None: ...
+
 
 Trouble = Callable[[], str | None]
 
@@ -78,6 +80,11 @@ class Vitals:
         if self._listener is not None:
             details = ", ".join(f"{name} {value}" for name, value in fields.items())
             self._listener.entered(stage.value, f"{stage.value}: {details}" if details else stage.value)
+
+    def reload(self) -> None:
+        """What is entered from now on is the way to new code under the same process id, not to the end."""
+        if self._listener is not None:
+            self._listener.reloading()
 
     def beat(self) -> None:
         """The main thread has made a round."""

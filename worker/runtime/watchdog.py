@@ -15,6 +15,8 @@ from dramatiq.middleware import Interrupt, TimeLimitExceeded
 from worker import clock, log
 from worker.pool import Pool
 from worker.queue.delivery import Delivery
+from worker.queue.stop_reason import StopReason
+from worker.runtime.hook_watch import HookRun, HookWatch
 
 logger = log.get_logger(__name__)
 
@@ -55,10 +57,10 @@ class Guard:
 
     def fire(self, reason: type[Interrupt], pool: Pool) -> bool:
         """Interrupt the body and cancel what its connections are doing; False when it is over already."""
-        self.delivery.stop()
         with self._lock:
             if self._over or self.reason is not None:
                 return False
+            self.delivery.stop(StopReason.of(reason))
             self.reason = reason
             self.fired_at = clock.monotonic()
             complete = self._complete = threading.Event()
@@ -113,6 +115,12 @@ class Guard:
                 self.met = True
                 raise self.reason()
 
+    def verdict(self) -> Interrupt | None:
+        """What its job fails with when the body goes on after its interrupt."""
+        if self.reason is None:
+            return None
+        return self.reason(f"it went on after its interrupt, so its process was ended\n{self.where()}".rstrip())
+
     def wait_complete(self) -> None:
         """Until an interrupt that has begun is over, whatever the network does."""
         if self._complete is not None:
@@ -121,13 +129,14 @@ class Guard:
 
 class Watchdog:
     """
-    One thread that fires guards at their deadlines; a context manager.
+    One thread that fires guards at their deadlines, and tells whose body or hooks do not end; a context manager.
 
     Args:
-        stuck: Seconds after its interrupt when a body that still runs makes `stuck` true.
+        stuck: Seconds after its interrupt when a body that still runs counts as `stuck`; after their time, of hooks.
     """
 
     def __init__(self, pool: Pool, *, stuck: float = 60.0) -> None:
+        self.hooks = HookWatch()
         self._pool = pool
         self._limit = stuck
         self._changed = threading.Condition()
@@ -137,6 +146,7 @@ class Watchdog:
         self._fired: set[Guard] = set()
         self._late: set[Guard] = set()  # all that were fired and whose body still runs
         self._cutting: type[Interrupt] | None = None
+        self._announced: StopReason | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -158,6 +168,8 @@ class Watchdog:
         """Fire *guard* in *timeout* seconds, unless it is released before."""
         with self._changed:
             self._guards.add(guard)
+            if self._announced is not None:
+                guard.delivery.stop(self._announced)
             if self._cutting is not None:
                 timeout, reason = 0.0, self._cutting
             if timeout is None:
@@ -175,10 +187,19 @@ class Watchdog:
             self._late.discard(guard)
 
     @property
-    def stuck(self) -> list[Guard]:
-        """Those whose body has not heeded its interrupt for too long."""
+    def stuck(self) -> list[Guard | HookRun]:
+        """Those whose body has not heeded its interrupt for too long, and those whose hooks do not return."""
         with self._changed:
-            return [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
+            bodies = [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
+        return [*bodies, *self.hooks.overdue(self._limit)]
+
+    def announce(self, reason: StopReason) -> None:
+        """Tell every job, and those that come later, that it should end; it may do so in its own time."""
+        with self._changed:
+            self._announced = reason
+            for guard in self._guards:
+                if guard.reason is None:
+                    guard.delivery.stop(reason)
 
     def cut(self, reason: type[Interrupt]) -> int:
         """Fire every guard now, and those that come later at once: a job may be on its way to its body."""
@@ -231,7 +252,11 @@ class Watchdog:
             due = self._take_due()
             fired, late = list(self._fired), self._take_late()
         for guard in late:
-            self._report(guard)
+            self._report(guard.delivery, guard.reason.__name__ if guard.reason else None, guard.fired_at, guard.where())
+        for run in self.hooks.overdue():
+            if not run.reported:
+                run.reported = True
+                self._report(run.delivery, f"in its hooks {run.where_in}", run.since, run.where())
         for guard in fired:
             if not guard.cancel_again(self._pool):
                 self._fired.discard(guard)
@@ -241,12 +266,11 @@ class Watchdog:
                 claim = guard.delivery.claim
                 logger.warning(event, job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt)
 
-    def _report(self, guard: Guard) -> None:
-        claim = guard.delivery.claim
-        since = round(clock.monotonic() - guard.fired_at, 1)
+    def _report(self, delivery: Delivery, reason: str | None, since: float, stack: str) -> None:
+        claim = delivery.claim
         logger.error(
             "job.stuck", job_id=str(claim.id), actor=claim.actor, attempt=claim.attempt,
-            reason=guard.reason and guard.reason.__name__, since=since, stack=guard.where(),
+            reason=reason, since=round(clock.monotonic() - since, 1), stack=stack,
         )  # fmt: skip
 
     def _take_late(self) -> list[Guard]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -17,18 +17,17 @@ from worker.schedule.backlog import Entry, backlog
 from worker.schedule.declaration import Schedule
 from worker.schedule.jitter import jitter
 from worker.schedule.rows import Row, Rows
+from worker.schedule.sending import Firing
 
-# Puts the schedule's job into the queue, in the transaction of the connection given and due after so many seconds, and
-# returns the job's id.
-Enqueue = Callable[[Connection[Any], Schedule, datetime, float], UUID]
+# Puts jobs into the queue in the transaction of the connection given; returns their ids in order, or why a schedule can
+# have none, for each of its firings.
+Enqueue = Callable[[Connection[Any], Sequence[Firing]], Sequence[UUID | Exception]]
 
-# Days that the ledger remembers; longer than any tick stays undecided while one worker runs.
+# Seconds that the ledger remembers; longer than any tick stays undecided while one worker runs.
 KEEP = 30 * 86400.0
 
 # How many of its jobs may live before a tick is skipped.
 _MAX_LIVE: dict[str, int | None] = {"allow": None, "skip": 1, "queue_one": 2}
-# Under "allow" a stuck queue lets them grow without end, and each fire rewrites the list.
-_MAX_JOB_IDS = 1000
 # Rows of the ledger forgotten in one statement.
 _FORGET = 2000
 
@@ -44,12 +43,14 @@ class Pass:
         more: More ticks are due than one transaction takes: look again.
         refused: Why nothing was decided: there is no such row or somebody else has it locked (`locked`), or it has
             other terms than ours (`stale`).
+        failed: Why its job could not be made: nothing was decided, and the next look tries again.
     """
 
     now: datetime | None = None
     entries: tuple[Entry, ...] = ()
     more: bool = False
     refused: Literal["locked", "stale"] | None = None
+    failed: Exception | None = None
 
 
 class Ledger:
@@ -60,7 +61,7 @@ class Ledger:
     not see the job of the tick before. *now* replaces the database's clock, for tests.
 
     Args:
-        enqueue: Sends the schedule's job in that transaction and returns the job's id.
+        enqueue: Sends jobs in that transaction and returns their ids.
     """
 
     def __init__(self, enqueue: Enqueue, *, schema: Schema) -> None:
@@ -74,50 +75,53 @@ class Ledger:
         All of them, not only the one that somebody's timer went off for: a tick that another process failed to decide
         is never stepped over. Nothing is due before the database's clock says so. A second call finds nothing. It never
         waits for a row that somebody else holds.
+
+        Raises:
+            Exception: Whatever keeps its job from being made, say because its arguments cannot be computed.
         """
-        return self.advance_all(conn, [schedule], now=now)[0]
+        [done] = self.advance_all(conn, [schedule], now=now)
+        if done.failed is not None:
+            raise done.failed
+        return done
 
     def advance_all(
         self, conn: Connection[Any], schedules: Sequence[Schedule], *, now: datetime | None = None
     ) -> list[Pass]:
-        """Like `advance` for each of *schedules*, in as few exchanges with the server as for one."""
-        rows = self._rows.lock_all(conn, [schedule.name for schedule in schedules], now)
-        passes = [_look(schedule, row) for schedule, row in zip(schedules, rows, strict=True)]
-        due = [
-            (schedule, row, number)
-            for number, (schedule, row) in enumerate(zip(schedules, rows, strict=True))
-            if row is not None and passes[number].entries
-        ]
-        if not due:
-            return passes
-        found = self._rows.find_all_decided(conn, [(row, passes[number].entries) for _, row, number in due])
-        # Only what is written: what anything above found is known by now.
-        with conn.pipeline():
-            for (schedule, row, number), (live, decided) in zip(due, found, strict=True):
-                entries = passes[number].entries
-                decided_now = self._decide(conn, schedule, row, entries, live, decided)
-                passes[number] = replace(passes[number], entries=decided_now)
-        return passes
+        """
+        Like `advance` for each of *schedules*, in as few statements as for one.
 
-    def _decide(
-        self,
-        conn: Connection[Any],
-        schedule: Schedule,
-        row: Row,
-        due: Sequence[Entry],
-        live: list[UUID],
-        decided: set[datetime],
-    ) -> tuple[Entry, ...]:
-        entries = tuple(
-            self._fire(conn, schedule, entry, live) if entry.outcome in ("fired", "late") else entry
-            for entry in due
-            if entry.tick not in decided
-        )
-        self._rows.record(conn, row, entries)
-        # `until` itself is not decided yet, only what comes before it.
-        last_tick = due[-1].until - timedelta(microseconds=1) if due[-1].until else due[-1].tick
-        self._move_on(conn, row, last_tick, live)
-        return entries
+        One whose job cannot be made has `failed` and stays undecided, the others do not notice.
+        """
+        rows = self._rows.lock_free(conn, [schedule.name for schedule in schedules], now)
+        looks = [_look(schedule, rows.get(schedule.name)) for schedule in schedules]
+        due = [
+            _Due(schedule, rows[schedule.name], look.entries)
+            for schedule, look in zip(schedules, looks, strict=True)
+            if look.entries
+        ]
+        if due:
+            self._decide(conn, due)
+        decided = {each.row.name: each for each in due}
+        return [
+            replace(look, entries=decided[schedule.name].entries, failed=decided[schedule.name].failed)
+            if schedule.name in decided
+            else look
+            for schedule, look in zip(schedules, looks, strict=True)
+        ]
+
+    def _decide(self, conn: Connection[Any], due: Sequence[_Due]) -> None:
+        live, undecided = self._rows.find_decided(conn, [(each.row, each.entries) for each in due])
+        for each, living, entries in zip(due, live, undecided, strict=True):
+            each.live, each.entries = living, each.apply_overlap(entries, len(living))
+        firings = [firing for each in due for firing in each.firings]
+        sent = iter(self._enqueue(conn, firings) if firings else ())
+        for each in due:
+            each.take([next(sent) for _ in each.firings])
+        done = [each for each in due if each.failed is None]
+        if done:
+            with conn.pipeline():
+                self._rows.record(conn, [(each.row, each.entries) for each in done])
+                self._rows.move_on(conn, [(each.row, each.last_tick, each.live) for each in done])
 
     def run_now(
         self, conn: Connection[Any], schedule: Schedule, *, force: bool = False, now: datetime | None = None
@@ -139,17 +143,19 @@ class Ledger:
                 " not declare it any more"
             )
         tick = row.now.astimezone(UTC)
-        live, _ = self._rows.find_decided(conn, row, ())
+        [live], _ = self._rows.find_decided(conn, [(row, ())])
         limit = _MAX_LIVE[row.overlap]
         if limit is not None and len(live) >= limit and not force:
             raise Refused(
                 f"schedule {row.name!r}: job {live[0]} of an earlier tick is not done, and its overlap policy is"
                 f" {row.overlap!r}: wait for it, or run with --force"
             )
-        job_id = self._enqueue(conn, schedule, tick, 0.0)
+        [job_id] = self._enqueue(conn, [Firing(schedule, tick)])
+        if isinstance(job_id, Exception):
+            raise job_id
         entry = Entry(tick, "fired", 0.0, job_id=job_id, manual=True)
-        self._rows.record(conn, row, [entry])
-        self._move_on(conn, row, row.last_tick, [*live, job_id])
+        self._rows.record(conn, [(row, [entry])])
+        self._rows.move_on(conn, [(row, row.last_tick, [*live, job_id])])
         return entry
 
     def pause(self, conn: Connection[Any], name: str, *, now: datetime | None = None) -> bool:
@@ -162,7 +168,7 @@ class Ledger:
 
         Ticks of the pause that no process was there to record are recorded as skipped.
         """
-        row = self._rows.lock(conn, name, now, wait=True)
+        row = self._rows.lock(conn, name, now)
         if row is None or row.paused_at is None:
             return False
         self._rows.close(conn, row, row.now, "paused")
@@ -177,25 +183,63 @@ class Ledger:
         return done == _FORGET
 
     def _found(self, conn: Connection[Any], name: str, now: datetime | None) -> Row:
-        row = self._rows.lock(conn, name, now, wait=True)
+        row = self._rows.lock(conn, name, now)
         if row is None:
             raise NotFound(f"schedule {name!r} is not in the database: a worker that declares it has not run yet")
         return row
 
-    def _fire(self, conn: Connection[Any], schedule: Schedule, entry: Entry, live: list[UUID]) -> Entry:
-        limit = _MAX_LIVE[schedule.overlap]
-        if limit is not None and len(live) >= limit:
-            return replace(entry, outcome="skipped", reason="overlap")
-        delay = max(0.0, jitter(schedule.name, entry.tick, schedule.jitter) - entry.lateness)
-        job_id = self._enqueue(conn, schedule, entry.tick, delay)
-        live.append(job_id)
-        return replace(entry, job_id=job_id)
 
-    def _move_on(self, conn: Connection[Any], row: Row, last_tick: datetime, live: Sequence[UUID]) -> None:
-        conn.execute(
-            self._rows.sql(statements.ADVANCE_SCHEDULE),
-            {"name": row.name, "last_tick": last_tick, "job_ids": list(live[-_MAX_JOB_IDS:]), "now": row.now},
-        )
+@dataclass
+class _Due:
+    """A schedule whose row is locked, what is due of it, and what becomes of that; *live* jobs oldest first."""
+
+    schedule: Schedule
+    row: Row
+    entries: tuple[Entry, ...]
+    live: list[UUID] = field(default_factory=list)
+    failed: Exception | None = None
+
+    def __post_init__(self) -> None:
+        newest = self.entries[-1]
+        # `until` itself is not decided yet, only what comes before it.
+        self.last_tick = newest.tick if newest.until is None else newest.until - timedelta(microseconds=1)
+
+    def apply_overlap(self, entries: Sequence[Entry], num_live: int) -> tuple[Entry, ...]:
+        """*entries*, those skipped whose firing would be one more job than may live."""
+        limit = _MAX_LIVE[self.schedule.overlap]
+        applied = []
+        for entry in entries:
+            if _fires(entry):
+                if limit is not None and num_live >= limit:
+                    applied.append(replace(entry, outcome="skipped", reason="overlap"))
+                    continue
+                num_live += 1
+            applied.append(entry)
+        return tuple(applied)
+
+    @property
+    def firings(self) -> list[Firing]:
+        """What to send for the entries that fire."""
+        return [Firing(self.schedule, each.tick, self._due_at(each)) for each in self.entries if _fires(each)]
+
+    def take(self, sent: Sequence[UUID | Exception]) -> None:
+        """Note what became of the firings, in their order."""
+        job_ids = [each for each in sent if isinstance(each, UUID)]
+        self.failed = next((each for each in sent if isinstance(each, Exception)), None)
+        if self.failed is not None:
+            self.entries = ()
+            return
+        following = iter(job_ids)
+        self.entries = tuple(replace(each, job_id=next(following)) if _fires(each) else each for each in self.entries)
+        self.live += job_ids
+
+    def _due_at(self, entry: Entry) -> datetime | None:
+        wait = jitter(self.schedule.name, entry.tick, self.schedule.jitter)
+        return entry.tick + timedelta(seconds=wait) if wait > entry.lateness else None
+
+
+def _fires(entry: Entry) -> bool:
+    return entry.outcome in ("fired", "late")
 
 
 def _look(schedule: Schedule, row: Row | None) -> Pass:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from psycopg import Connection
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from worker.queue.schema import Schema
@@ -24,10 +25,16 @@ CONFIRM_EVERY = 5.0
 
 @dataclass(frozen=True)
 class Survey:
-    """Of the schedules looked at: those with due ticks, and those whose row is missing or abandoned by other terms."""
+    """
+    Of the schedules looked at those with due ticks, and those whose row is missing or abandoned by other terms.
+
+    Attributes:
+        revision: Two numbers that differ from the last time's when one in the database was added, changed, removed.
+    """
 
     due: tuple[Schedule, ...]
     orphaned: tuple[Schedule, ...]
+    revision: tuple[int, int] = (0, 0)
 
 
 class Register:
@@ -43,6 +50,8 @@ class Register:
     def __init__(self, schema: Schema, modules: Sequence[str] = ()) -> None:
         self._rows = Rows(schema)
         self._modules = list(modules)
+        # Those that the last survey found with our terms, and since when these are in the database.
+        self._known: dict[str, datetime] = {}
 
     def declare(
         self, conn: Connection[Any], schedule: Schedule, *, takeover: bool = False, now: datetime | None = None
@@ -61,12 +70,13 @@ class Register:
         added = conn.execute(self._rows.sql(statements.ADD_SCHEDULE), columns).rowcount == 1
         if added:
             return "added"
-        row = self._rows.lock(conn, schedule.name, now)
+        row = self._rows.lock_free(conn, [schedule.name], now).get(schedule.name)
         if row is None:
             return "locked"
         unchanged = _is_ours(row, schedule)
         if unchanged or (takeover and not row.abandoned):
-            self._confirm(conn, [row] if unchanged else [])
+            if unchanged and (row.now - row.confirmed_at).total_seconds() > CONFIRM_EVERY:
+                conn.execute(self._rows.sql(statements.CONFIRM_SCHEDULE), {"name": row.name, "now": row.now})
             if unchanged and row.module != schedule.module:
                 self._redeclare(conn, columns, row, row.last_tick)
             return "confirmed"
@@ -95,29 +105,35 @@ class Register:
         return [row.name for row in vanished]
 
     def survey(self, conn: Connection[Any], schedules: Iterable[Schedule], *, now: datetime | None = None) -> Survey:
-        """Find the schedules that need a pass or a declaration, and confirm that our terms are alive; locks nothing."""
-        mine = {schedule.name: schedule for schedule in schedules}
-        found = self._rows.fetch(conn, statements.LOOK_AT_SCHEDULES, {"names": list(mine), "now": now})
-        rows = {row.name: row for row in found}
-        ours = [row for row in rows.values() if _is_ours(row, mine[row.name])]
-        self._confirm(conn, ours)
-        due = [mine[row.name] for row in ours if mine[row.name].trigger.after(row.last_tick) <= row.now]
-        stale = [row.name for row in rows.values() if row not in ours and not row.abandoned]
-        kept = {row.name for row in ours}.union(stale)
-        orphaned = [schedule for name, schedule in mine.items() if name not in kept and schedule.source == "code"]
-        return Survey(tuple(due), tuple(orphaned))
+        """
+        Find the schedules that need a pass or a declaration, in one statement that waits for nobody.
 
-    def confirm_gone(self, conn: Connection[Any], schedules: Iterable[Schedule], *, now: datetime) -> None:
-        """Say that the disabled schedules of our modules are gone indeed: an older process cannot revive them then."""
-        if not self._modules:
-            return
-        parameters = {"names": [schedule.name for schedule in schedules], "modules": self._modules}
-        names = [row[0] for row in conn.execute(self._rows.sql(statements.FIND_GONE), parameters)]
-        if names:
-            self._confirm_names(conn, names, now)
+        It also says that our terms are alive, as far as the last survey found them in the database, and that the
+        disabled schedules of our modules are gone indeed: an older process cannot revive them then.
+        """
+        mine = {schedule.name: schedule for schedule in schedules}
+        parameters = {
+            "names": list(mine),
+            "modules": self._modules,
+            "known": list(self._known),
+            "declared": list(self._known.values()),
+            "age": CONFIRM_EVERY,
+            "now": now,
+        }
+        with conn.cursor(row_factory=dict_row) as cur:
+            found = cur.execute(self._rows.sql(statements.SURVEY_SCHEDULES), parameters).fetchall()
+        revision = [(each.pop("count"), each.pop("revisions")) for each in found][-1]
+        rows = {row.name: row for row in (Row(**each) for each in found if each["name"] is not None)}
+        ours = [row for row in rows.values() if _is_ours(row, mine[row.name])]
+        self._known = {row.name: row.declared_at for row in ours}
+        due = [mine[row.name] for row in ours if mine[row.name].trigger.after(row.last_tick) <= row.now]
+        stale = [row.name for row in rows.values() if row.name not in self._known and not row.abandoned]
+        kept = {*self._known, *stale}
+        orphaned = [schedule for name, schedule in mine.items() if name not in kept and schedule.source == "code"]
+        return Survey(tuple(due), tuple(orphaned), revision)
 
     def revision(self, conn: Connection[Any]) -> tuple[int, int]:
-        """Two numbers that differ from the last time's when a schedule in the database was added, changed, removed."""
+        """A survey's, by itself."""
         count, total = conn.execute(self._rows.sql(statements.GET_REVISION)).fetchone() or (0, 0)
         return count, total
 
@@ -127,16 +143,6 @@ class Register:
 
     def _redeclare(self, conn: Connection[Any], columns: dict[str, Any], row: Row, last_tick: datetime) -> None:
         conn.execute(self._rows.sql(statements.REDECLARE_SCHEDULE), {**columns, "last_tick": last_tick, "now": row.now})
-
-    def _confirm(self, conn: Connection[Any], rows: Sequence[Row]) -> None:
-        names = [row.name for row in rows if (row.now - row.confirmed_at).total_seconds() > CONFIRM_EVERY]
-        if names:
-            self._confirm_names(conn, names, rows[0].now)
-
-    def _confirm_names(self, conn: Connection[Any], names: Sequence[str], now: datetime) -> None:
-        conn.execute(
-            self._rows.sql(statements.CONFIRM_SCHEDULES), {"names": list(names), "now": now, "age": CONFIRM_EVERY}
-        )
 
 
 def parameters(schedule: Schedule, now: datetime | None) -> dict[str, Any]:

@@ -24,6 +24,11 @@ logger = log.get_logger(__name__)
 # Terms that nobody confirmed for so long belong to processes that are gone: a living one declares its own.
 ABANDONED_AFTER = 30.0
 
+# Under "allow" a stuck queue lets them grow without end, and each fire rewrites the list.
+_MAX_JOB_IDS = 1000
+# What an entry has in columns of the same names.
+_ENTRY = ("tick", "outcome", "lateness", "reason", "coalesced_into", "until", "job_id", "manual")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -67,6 +72,10 @@ class Row:
         return spec.read(self.spec, self.tz)
 
 
+# Ticks of one schedule, oldest first.
+Ticks = tuple[Row, Sequence[Entry]]
+
+
 class Rows:
     """The statements, rendered for a schema."""
 
@@ -81,53 +90,52 @@ class Rows:
         with conn.cursor(row_factory=class_row(Row)) as cur:
             return cur.execute(self.sql(statement), parameters).fetchall()
 
-    def lock(self, conn: Connection[Any], name: str, now: datetime | None, *, wait: bool = False) -> Row | None:
-        """The schedule's row, locked; None when it does not exist, or unless *wait* when somebody else holds it."""
-        statement = statements.WAIT_FOR_SCHEDULE if wait else statements.LOCK_SCHEDULE
-        return next(iter(self.fetch(conn, statement, {"name": name, "now": now})), None)
+    def lock(self, conn: Connection[Any], name: str, now: datetime | None) -> Row | None:
+        """The schedule's row, locked, when nobody else has it any more; None when it does not exist."""
+        return next(iter(self.fetch(conn, statements.WAIT_FOR_SCHEDULE, {"name": name, "now": now})), None)
 
-    def lock_all(self, conn: Connection[Any], names: Sequence[str], now: datetime | None) -> list[Row | None]:
-        """Like `lock` for each of *names*, in one exchange with the server."""
-        with conn.pipeline():
-            statement = self.sql(statements.LOCK_SCHEDULE)
-            cursors = [
-                conn.cursor(row_factory=class_row(Row)).execute(statement, {"name": name, "now": now}) for name in names
-            ]
-            return [cur.fetchone() for cur in cursors]
+    def lock_free(self, conn: Connection[Any], names: Sequence[str], now: datetime | None) -> dict[str, Row]:
+        """The rows of *names*, locked; without those that do not exist or that somebody else holds."""
+        rows = self.fetch(conn, statements.LOCK_SCHEDULES, {"names": list(names), "now": now})
+        return {row.name: row for row in rows}
 
     def find_decided(
-        self, conn: Connection[Any], row: Row, entries: Sequence[Entry]
-    ) -> tuple[list[UUID], set[datetime]]:
-        """Which jobs of the schedule live, oldest first, and which of the *entries* have a row already."""
-        return self.find_all_decided(conn, [(row, entries)])[0]
+        self, conn: Connection[Any], due: Sequence[Ticks]
+    ) -> tuple[list[list[UUID]], list[tuple[Entry, ...]]]:
+        """Of each schedule in *due*, which of its jobs live, oldest first, and which entries nobody has decided yet."""
+        pairs = [(row.name, entry.tick) for row, entries in due for entry in entries]
+        parameters = {
+            "job_ids": [job_id for row, _ in due for job_id in row.job_ids],
+            "schedules": [name for name, _ in pairs],
+            "ticks": [tick for _, tick in pairs],
+        }
+        with conn.cursor(row_factory=tuple_row) as cur:
+            [(live, places)] = cur.execute(self.sql(statements.FIND_DECIDED), parameters).fetchall()
+        living, decided = set(live), {pairs[place - 1] for place in places}
+        return (
+            [[job_id for job_id in row.job_ids if job_id in living] for row, _ in due],
+            [tuple(entry for entry in entries if (row.name, entry.tick) not in decided) for row, entries in due],
+        )
 
-    def find_all_decided(
-        self, conn: Connection[Any], looks: Sequence[tuple[Row, Sequence[Entry]]]
-    ) -> list[tuple[list[UUID], set[datetime]]]:
-        """Like `find_decided` for each, in one exchange with the server."""
-        with conn.pipeline():
-            statement = self.sql(statements.FIND_DECIDED)
-            cursors = [
-                conn.cursor(row_factory=tuple_row).execute(
-                    statement,
-                    {"name": row.name, "job_ids": row.job_ids, "ticks": [entry.tick for entry in entries]},
-                )
-                for row, entries in looks
-            ]
-            found = [cur.fetchone() for cur in cursors]
-        pairs = [map(set, each) if each is not None else (set(), set()) for each in found]
-        return [
-            ([job_id for job_id in row.job_ids if job_id in living], decided)
-            for (row, _), (living, decided) in zip(looks, pairs, strict=True)
-        ]
-
-    def record(self, conn: Connection[Any], row: Row, entries: Sequence[Entry]) -> None:
-        """Write *entries* into the ledger."""
-        if not entries:
+    def record(self, conn: Connection[Any], decided: Sequence[Ticks]) -> None:
+        """Write what was *decided* into the ledger."""
+        written = [(row, entry) for row, entries in decided for entry in entries]
+        if not written:
             return
-        names = ("tick", "outcome", "lateness", "reason", "coalesced_into", "until", "job_id", "manual")
-        columns = {name: [getattr(entry, name) for entry in entries] for name in names}
-        conn.execute(self.sql(statements.RECORD_TICKS), {"schedule": row.name, "now": row.now, **columns})
+        columns = {name: [getattr(entry, name) for _, entry in written] for name in _ENTRY}
+        columns["schedule"] = [row.name for row, _ in written]
+        columns["now"] = [row.now for row, _ in written]
+        conn.execute(self.sql(statements.RECORD_TICKS), columns)
+
+    def move_on(self, conn: Connection[Any], moves: Sequence[tuple[Row, datetime, Sequence[UUID]]]) -> None:
+        """Say of each locked row up to which tick all is decided, and which of its jobs live, oldest first."""
+        columns = {
+            "names": [row.name for row, _, _ in moves],
+            "last_ticks": [last_tick for _, last_tick, _ in moves],
+            "job_ids": ["{" + ",".join(map(str, live[-_MAX_JOB_IDS:])) + "}" for _, _, live in moves],
+            "nows": [row.now for row, _, _ in moves],
+        }
+        conn.execute(self.sql(statements.ADVANCE_SCHEDULES), columns)
 
     def close(self, conn: Connection[Any], row: Row, until: datetime, reason: Reason) -> None:
         """Record the ticks of the locked *row* that are undecided up to *until* as skipped, because its terms end."""
@@ -138,5 +146,5 @@ class Rows:
             return
         now = row.now.astimezone(UTC)
         entries = dropped(trigger, row.last_tick.astimezone(UTC), min(until.astimezone(UTC), now), now, reason)
-        _, decided = self.find_decided(conn, row, entries)
-        self.record(conn, row, [entry for entry in entries if entry.tick not in decided])
+        _, [undecided] = self.find_decided(conn, [(row, entries)])
+        self.record(conn, [(row, undecided)])

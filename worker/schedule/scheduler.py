@@ -34,10 +34,9 @@ T = TypeVar("T")
 
 log = get_logger(__name__)
 
-# Finds what a timer missed: ticks of a failed transaction, of a suspended machine, of processes that died.
+# Finds what a timer missed: ticks of a failed transaction, of a suspended machine, of processes that died; and what a
+# notification failed to tell: that somebody changed a schedule in the database.
 HEARTBEAT = 10.0
-# Notices schedules that people added, changed or removed in the database.
-POLL = 1.0
 # The timer does no I/O, so after this much something is stuck, and the process should end all the same.
 STOP_TIMEOUT = 2.0
 
@@ -51,15 +50,15 @@ _FORGET_EVERY = 3600.0
 # No schedule is called so, as names can be printed.
 _BEAT, _POLL, _FORGET, _LOOKS = "\0beat", "\0poll", "\0forget", "\0looks"
 _INTERNAL = {_BEAT: "heartbeat", _POLL: "poll", _FORGET: "retention", _LOOKS: "looks"}
-# Looks in one transaction, which shares its connection with heartbeats and claims: some twentieth of a second.
-_TOGETHER = 40
+# Looks in one transaction, which shares its connection with heartbeats and claims: a tenth of a second at most.
+_TOGETHER = 250
 
 # At a schedule, for a tick that its timer went off for.
 Look = tuple[Schedule, datetime | None]
 
 
-class Beat(NamedTuple):
-    """What a heartbeat did."""
+class Boot(NamedTuple):
+    """What the first heartbeat did, and those after it while some schedule is still to be declared."""
 
     declared: list[tuple[Schedule, Declared]]
     vanished: list[str]
@@ -82,6 +81,7 @@ class Scheduler:
     Args:
         schedules: Those that this process declares; the ones in the database it finds by itself.
         submit: Runs a callable in a transaction, on a connection of its choice, and commits.
+        submit_statement: The same for a single statement, without the two round it; *submit* when None.
         enqueue: Sends a schedule's job on that connection and returns the job's id.
         modules: The modules that were loaded: what they once declared and do not any more is disabled.
         actors: Finds the actor by that name, for the schedules in the database; None when this process has none.
@@ -94,6 +94,7 @@ class Scheduler:
         schedules: Iterable[Schedule],
         *,
         submit: Submit,
+        submit_statement: Submit | None = None,
         schema: Schema,
         enqueue: Enqueue = send,
         modules: Sequence[str] = (),
@@ -104,6 +105,7 @@ class Scheduler:
         # By name: processes that declare at the same time lock the rows in the same order.
         self._declared = sorted(schedules, key=lambda schedule: schedule.name)
         self._submit = submit
+        self._submit_statement = submit_statement or submit
         self._decided = decided
         self._ledger = Ledger(enqueue, schema=schema)
         self._register = Register(schema, modules)
@@ -127,13 +129,12 @@ class Scheduler:
         with self._lock:
             if self._timer is not None:
                 return self
-            self._timer = timer = Timer()
+            self._timer = timer = Timer(self._look_at_waiting)
             self._reset()
         timer.repeat(Every(HEARTBEAT), self._beat, first=clock.now())
-        timer.repeat(Every(POLL), self._poll, first=clock.now())
-        timer.repeat(Every(_FORGET_EVERY), self._forget)
+        timer.repeat(Every(_FORGET_EVERY), self._forget, first=clock.now())
         for schedule in self._declared:
-            timer.repeat(schedule.trigger, partial(self._look, schedule))
+            timer.repeat(schedule.trigger, partial(self._await_look, schedule))
         timer.start()
         log.info("scheduler.started", schedules=len(self._declared))
         return self
@@ -150,6 +151,14 @@ class Scheduler:
         else:
             log.warning("scheduler.stop_late", timeout=STOP_TIMEOUT)
 
+    def catch_up(self) -> None:
+        """
+        Look now at what the heartbeat looks at: somebody has changed a schedule, or the database was out of reach.
+
+        From any thread; returns at once.
+        """
+        self._beat(clock.now())
+
     @property
     def is_alive(self) -> bool:
         """Whether its thread runs, between entering and leaving; True at any other time."""
@@ -163,15 +172,21 @@ class Scheduler:
 
     # Looking at schedules
 
-    def _look(self, schedule: Schedule, tick: datetime | None = None) -> None:
-        """Look at *schedule* soon; *tick* is what the timer went off for, a look for another reason has none."""
+    def _look(self, schedule: Schedule) -> None:
+        """Look at *schedule* soon, for another reason than that its timer went off."""
+        self._await_look(schedule, None)
+        self._look_at_waiting()
+
+    def _await_look(self, schedule: Schedule, tick: datetime | None) -> None:
+        """Look at *schedule* with the others that tick at this wake-up; *tick* is what its timer went off for."""
         with self._lock:
             # One that waits sees all that is due when its turn comes: a second only makes it wait for the later tick.
             _, waiting = self._waiting.get(schedule.name, (schedule, None))
             self._waiting[schedule.name] = schedule, max(filter(None, (tick, waiting)), default=None)
-        self._look_at_waiting()
 
     def _look_at_waiting(self) -> None:
+        if not self._waiting:
+            return
         # Those that tick together share a transaction: with one each, hundreds of commits would make the last late.
         taken: list[Look] = []
 
@@ -184,8 +199,7 @@ class Scheduler:
         def then(done: list[Pass]) -> None:
             for (schedule, tick), decided in zip(taken, done, strict=True):
                 self._after_look(schedule, tick, decided)
-            if self._waiting:
-                self._look_at_waiting()
+            self._look_at_waiting()
 
         def failed(exc: BaseException) -> None:
             if len(taken) == 1:
@@ -197,19 +211,22 @@ class Scheduler:
                 # One of them failed and took the others with it: each by itself, the others pass.
                 for look in taken:
                     self._look_alone(*look)
-            if self._waiting and taken:
+            if taken:
                 self._look_at_waiting()
 
         self._hand_over(_LOOKS, work, then, failed)
 
     def _look_alone(self, schedule: Schedule, tick: datetime | None) -> None:
         def work(conn: Connection[Any]) -> Pass:
-            return self._ledger.advance(conn, schedule)
+            [done] = self._ledger.advance_all(conn, [schedule])
+            return done
 
         self._hand_over(schedule.name, work, partial(self._after_look, schedule, tick))
 
     def _after_look(self, schedule: Schedule, tick: datetime | None, done: Pass) -> None:
         self._decided(schedule, done.entries)
+        if done.failed is not None:
+            _log_failure(schedule.name, done.failed)
         if done.refused != "stale":
             self._stale.discard(schedule.name)
         elif schedule.name not in self._stale and schedule.source == "code":
@@ -227,26 +244,30 @@ class Scheduler:
     def _look_again(self, schedule: Schedule, tick: datetime | None, wait: timedelta) -> None:
         timer = self._timer
         if timer is not None and (schedule.source == "code" or self._found.get(schedule.name) is schedule):
-            timer.once(clock.now() + wait, lambda _: self._look(schedule, tick))
+            timer.once(clock.now() + wait, lambda _: self._await_look(schedule, tick))
 
     # The heartbeat: declaring, and finding what was missed
 
     def _beat(self, _: datetime) -> None:
-        def work(conn: Connection[Any]) -> Beat:
-            declared = [(schedule, self._register.declare(conn, schedule)) for schedule in self._undeclared]
-            # Once: a process that goes on doing so would disable what a newer deploy adds.
-            vanished = [] if self._booted else self._register.disable_vanished(conn, self._declared)
-            survey = self._register.survey(conn, self.schedules)
-            self._register.confirm_gone(conn, self._declared, now=clock.now())
-            return Beat(declared, vanished, survey)
+        if self._booted and not self._undeclared:
+            self._hand_over(_BEAT, self._survey, self._after_survey, submit=self._submit_statement)
+        else:
+            self._hand_over(_BEAT, self._boot, self._after_boot)
 
-        self._hand_over(_BEAT, work, self._after_beat)
+    def _boot(self, conn: Connection[Any]) -> Boot:
+        declared = [(schedule, self._register.declare(conn, schedule)) for schedule in self._undeclared]
+        # Once: a process that goes on doing so would disable what a newer deploy adds.
+        vanished = [] if self._booted else self._register.disable_vanished(conn, self._declared)
+        return Boot(declared, vanished, self._survey(conn))
+
+    def _survey(self, conn: Connection[Any]) -> Survey:
+        return self._register.survey(conn, self.schedules)
 
     def _declare_again(self, now: datetime) -> None:
         self._declaring_again = False
         self._beat(now)
 
-    def _after_beat(self, done: Beat) -> None:
+    def _after_boot(self, done: Boot) -> None:
         self._booted = True
         self._undeclared = [schedule for schedule, change in done.declared if change == "locked"]
         if self._undeclared and not self._declaring_again and (timer := self._timer) is not None:
@@ -256,10 +277,15 @@ class Scheduler:
             _log_declared(schedule, change)
         for name in done.vanished:
             log.warning("schedule.disabled", schedule=name, reason="its module was loaded and does not declare it")
-        for schedule in done.survey.orphaned:
+        self._after_survey(done.survey)
+
+    def _after_survey(self, survey: Survey) -> None:
+        for schedule in survey.orphaned:
             self._take_over(schedule)
-        for schedule in done.survey.due:
+        for schedule in survey.due:
             self._look(schedule)
+        if survey.revision != self._revision:
+            self._hand_over(_POLL, self._read_database, self._follow_database)
 
     def _take_over(self, schedule: Schedule) -> None:
         # A transaction for each: one for all would hold some rows while it waits for others.
@@ -272,16 +298,14 @@ class Scheduler:
 
         self._hand_over(schedule.name, work, then)
 
-    # The poll: schedules in the database
+    # Schedules in the database
 
-    def _poll(self, _: datetime) -> None:
-        def work(conn: Connection[Any]) -> tuple[tuple[int, int], list[Row]]:
-            revision = self._register.revision(conn)
-            return revision, [] if revision == self._revision else self._register.in_database(conn)
+    def _read_database(self, conn: Connection[Any]) -> tuple[tuple[int, int], list[Row]]:
+        # In this order: what is changed between the two is seen now, and looks changed the next time.
+        revision = self._register.revision(conn)
+        return revision, [] if revision == self._revision else self._register.in_database(conn)
 
-        self._hand_over(_POLL, work, self._after_poll)
-
-    def _after_poll(self, done: tuple[tuple[int, int], list[Row]]) -> None:
+    def _follow_database(self, done: tuple[tuple[int, int], list[Row]]) -> None:
         revision, rows = done
         timer = self._timer
         if revision == self._revision or timer is None:
@@ -296,7 +320,7 @@ class Scheduler:
         for name, schedule in found.items():
             if name not in self._found:
                 self._found[name] = schedule
-                self._cancels[name] = timer.repeat(schedule.trigger, partial(self._look, schedule))
+                self._cancels[name] = timer.repeat(schedule.trigger, partial(self._await_look, schedule))
                 log.info("schedule.found", schedule=name, spec=schedule.spec, tz=schedule.tz)
                 # It may have ticked before we heard of it.
                 self._look(schedule)
@@ -320,6 +344,8 @@ class Scheduler:
         work: Callable[[Connection[Any]], T],
         then: Callable[[T], None],
         failed: Callable[[BaseException], None] | None = None,
+        *,
+        submit: Submit | None = None,
     ) -> None:
         """Submit *work* and pass its result on to *then*; at most two of a *name* are under way."""
         with self._lock:
@@ -341,7 +367,7 @@ class Scheduler:
             elif (result := future.result()) is not None:
                 then(result)
 
-        _submitted(self._submit, work_unless_stopped).add_done_callback(settle)
+        _submitted(submit or self._submit, work_unless_stopped).add_done_callback(settle)
 
 
 def _submitted(submit: Submit, work: Callable[[Connection[Any]], T]) -> Future[T]:

@@ -55,9 +55,10 @@ class Schedules:
         actors: Callable[[str], Actor[Any, Any] | None] | None = None,
     ) -> None:
         self._conn = conn
-        self._rows = Rows(schema or Schema())
+        self._schema = schema or Schema()
+        self._rows = Rows(self._schema)
         self._actors = actors or get_broker().actors.get
-        self._ledger = Ledger(send, schema=schema or Schema())
+        self._ledger = Ledger(send, schema=self._schema)
 
     def add(
         self,
@@ -95,6 +96,7 @@ class Schedules:
         added = self._conn.execute(self._rows.sql(statements.ADD_SCHEDULE), parameters(schedule, None))
         if added.rowcount != 1:
             raise Refused(f"schedule {name!r} exists: change it, or choose another name")
+        self._tell_workers()
         return schedule
 
     def change(
@@ -145,6 +147,7 @@ class Schedules:
         begins = row.last_tick if same_ticks else row.now
         columns = {**parameters(schedule, row.now), "last_tick": begins}
         self._conn.execute(self._rows.sql(statements.REDECLARE_SCHEDULE), columns)
+        self._tell_workers()
         return schedule
 
     def remove(self, name: str) -> None:
@@ -158,6 +161,7 @@ class Schedules:
         row = self._owned(name)
         self._rows.close(self._conn, row, row.now, "removed")
         self._conn.execute(self._rows.sql(statements.REMOVE_SCHEDULE), {"name": name})
+        self._tell_workers()
 
     def pause(self, name: str) -> None:
         """
@@ -217,12 +221,17 @@ class Schedules:
             raise NotFound(f"schedule {name!r} is neither in the database nor in its ledger{self._hint(name)}")
         return why(name, row, entry, at)
 
+    def _tell_workers(self) -> None:
+        # Heard when the transaction commits.
+        parameters = {"channel": self._schema.channels["schedules"]}
+        self._conn.execute(self._rows.sql(statements.NOTIFY_SCHEDULES), parameters)
+
     def _hint(self, name: str) -> str:
         close = difflib.get_close_matches(name, [row.name for row in self.list()], n=1)
         return f", did you mean {close[0]!r}?" if close else ""
 
     def _found(self, name: str) -> Row:
-        row = self._rows.lock(self._conn, name, None, wait=True)
+        row = self._rows.lock(self._conn, name, None)
         if row is None:
             raise NotFound(
                 f"schedule {name!r} is not in the database{self._hint(name)}"

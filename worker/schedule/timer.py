@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
@@ -25,11 +26,14 @@ class Timer:
     Calls functions at instants. They run on the timer's thread, one after another, and so must return at once.
 
     `start` once, then `stop` once.
+
+    Args:
+        called: Called after all that was due at one wake-up was.
     """
 
-    def __init__(self) -> None:
-        self._scheduler = BackgroundScheduler(
-            timezone=UTC, executors={"default": _AtOnce()}, job_defaults=_JOB_DEFAULTS
+    def __init__(self, called: Callable[[], None] = lambda: None) -> None:
+        self._scheduler = _Background(
+            called, timezone=UTC, executors={"default": _AtOnce()}, job_defaults=_JOB_DEFAULTS
         )
         self._thread: threading.Thread | None = None
 
@@ -74,6 +78,25 @@ class Timer:
         closer.start()
         closer.join(timeout)
         return not closer.is_alive()
+
+
+class _Background(BackgroundScheduler):  # type: ignore[misc]  # APScheduler 3 ships no types
+    """APScheduler's, which tells when a wake-up is over."""
+
+    def __init__(self, called: Callable[[], None], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._called = called
+
+    def _process_jobs(self) -> float | None:
+        try:
+            wait: float | None = super()._process_jobs()
+        except JobLookupError:
+            if self.running:
+                raise
+            # It was stopped while a call for once was under way, and has forgotten it already.
+            return None
+        self._called()
+        return wait
 
 
 class _Ticking(BaseTrigger):  # type: ignore[misc]  # APScheduler 3 ships no types

@@ -13,7 +13,7 @@ from worker.schedule.trigger import NEVER
 _TINY = timedelta(microseconds=1)
 
 _REASONS = {
-    "grace": "nobody was there to fire it within its grace",
+    "grace": "nobody could fire it within its grace: no worker was there, or its log says why",
     "missed": "nobody was there in time, and the schedule does not make up for missed ticks (missed=skip)",
     "overlap": "the job of an earlier tick was not done yet",
     "paused": "the schedule was paused",
@@ -91,7 +91,10 @@ def _overdue(row: Row, tick: datetime) -> str:
     silence = (row.now - row.confirmed_at).total_seconds()
     if silence > PROMPT:
         return f"has not fired at {utc_text(tick)}: no worker that declares it has been seen for {_length(silence)}"
-    return f"has not fired at {utc_text(tick)} yet: it is due, and a worker is alive to decide it"
+    return (
+        f"has not fired at {utc_text(tick)} yet: it is due, and a worker is alive to decide it; should that last, its"
+        " log says why"
+    )
 
 
 def _state(row: Row | None) -> str:

@@ -1,0 +1,64 @@
+"""What `@job` takes, under our names and Dramatiq's, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+import pytest
+
+from worker import ConfigError, PostgresBroker, job
+
+
+@pytest.fixture
+def broker() -> PostgresBroker:
+    return PostgresBroker(schema="worker")
+
+
+def declared(broker: PostgresBroker, **options: Any) -> Any:
+    @job(broker=broker, **options)
+    def charge() -> None: ...
+
+    return charge
+
+
+def test_dramatiqs_names_of_our_options_mean_the_same(broker: PostgresBroker) -> None:
+    ours = declared(broker, name="a", queue="mail", timeout=5, priority=3)
+    theirs = declared(broker, actor_name="b", queue_name="mail", time_limit=5000, priority=3)
+
+    assert (ours.actor_name, theirs.actor_name) == ("a", "b")
+    assert ours.queue_name == theirs.queue_name == "mail"
+    assert ours.options == theirs.options
+    assert ours.priority == theirs.priority == 3
+
+
+def test_a_time_limit_without_end_is_no_timeout(broker: PostgresBroker) -> None:
+    assert declared(broker, time_limit=float("inf")).options["time_limit"] == float("inf")
+
+
+def test_the_same_thing_said_twice_is_no_contradiction(broker: PostgresBroker) -> None:
+    assert declared(broker, name="a", actor_name="a", queue="mail", queue_name="mail").actor_name == "a"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "a", "actor_name": "b"}, "actor_name: it is Dramatiq's name of name=, which is 'a' already"),
+        ({"queue": "a", "queue_name": "b"}, "queue_name: it is Dramatiq's name of queue=, which is 'a' already"),
+        ({"timeout": 5, "time_limit": 6000}, "time_limit: it is Dramatiq's name of timeout=, which is 5 already"),
+        ({"time_limit": "5s"}, "job time_limit '5s': expected more than 0 milliseconds, or say timeout= in seconds"),
+        ({"actor_class": dramatiq.Actor}, "@job makes a class of its own; an actor of another class is declared by"),
+        ({"queue": "my mail"}, "job queue 'my mail': expected a letter or an underscore, then letters"),
+        ({"queue_name": 5}, "job queue 5: expected a letter"),
+        ({"name": 5}, "job name 5: expected text"),
+        ({"priority": "high"}, "job priority 'high': expected a whole number"),
+        ({"timeout": 0}, "job timeout 0: expected more than 0 seconds, or None for no limit"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_by_name(
+    broker: PostgresBroker, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        declared(broker, **options)
+
+    assert said in str(refused.value)

@@ -1,0 +1,50 @@
+"""Keys of limits and rates: which jobs are counted together, by the values of their arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from worker.errors import SignatureError
+
+_LONGEST = 300
+
+
+def names(by: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the arguments that *by* means."""
+    return (by,) if isinstance(by, str) else tuple(by)
+
+
+def check(what: str, actor: str, by: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """
+    Refuse an argument that the job does not have; *what* asks for it.
+
+    Raises:
+        SignatureError: Says which.
+    """
+    for name in by:
+        if name not in parameters:
+            has = ", ".join(parameters) or "none"
+            raise SignatureError(f"job {actor!r}: {what} by {name!r}: it has no such argument (it has: {has})")
+
+
+def key(name: str, by: Sequence[str], args: str, parameters: Mapping[str, inspect.Parameter]) -> str:
+    """What a job with *args*, JSON by name, is counted in: *name* and the values of its arguments *by*."""
+    given = msgspec.json.decode(args)
+    values = [given.get(each, _default(parameters[each])) for each in by]
+    name += "".join(f" {each}={_text(value)}" for each, value in zip(by, values, strict=True))
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 65]} {hashlib.sha256(name.encode()).hexdigest()}"
+    return name
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    return None if parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _text(value: Any) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()

@@ -1,0 +1,46 @@
+"""Rates: clearing throttled jobs for their start where few enough have started lately."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import psycopg
+
+from worker.queue.rate_statements import CLEAR_JOBS, FORGET_RATES, FORGET_STARTS, KNOCK_AT_RATES, MERGE_STARTS
+from worker.queue.schema import Schema
+
+
+class Cleared(NamedTuple):
+    """
+    What a look at the rates has left.
+
+    Args:
+        left_some: Others were just opening some of them.
+        opens_in: Seconds until the next job may start; None when none waits for the time.
+    """
+
+    left_some: bool
+    opens_in: float | None
+
+
+def clear(conn: psycopg.Connection[Any], schema: Schema) -> psycopg.Cursor[Any]:
+    """Clear jobs of the rates that were knocked at or whose time has come; nothing waits for a lock."""
+    return conn.execute(schema.render(CLEAR_JOBS).encode(), {"wake": schema.channels["wake"]})
+
+
+def what_is_left(cleared: psycopg.Cursor[Any]) -> Cleared:
+    row = cleared.fetchone()
+    return Cleared(row[0] > 0, row[1]) if row is not None else Cleared(False, None)
+
+
+def sweep(conn: psycopg.Connection[Any], schema: Schema) -> None:
+    """Knock at every rate with a line, forget gates that nobody waits at, and starts that count no more."""
+    conn.execute(schema.render(KNOCK_AT_RATES).encode())
+    conn.execute(schema.render(FORGET_RATES).encode())
+    sweep_starts(conn, schema)
+
+
+def sweep_starts(conn: psycopg.Connection[Any], schema: Schema) -> None:
+    """Forget starts that count no more, and merge those of rates of thousands."""
+    conn.execute(schema.render(FORGET_STARTS).encode())
+    conn.execute(schema.render(MERGE_STARTS).encode())
