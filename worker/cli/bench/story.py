@@ -93,10 +93,7 @@ def measure(config: Config, number: int, *, say: Say) -> Found:
     log.configure(config.log_format, "error")
     slots = config.slots or SLOTS
     with scratch_schema(config.database_url) as schema:
-        own = replace(
-            config, schema=schema.name, slots=slots, pool_size=slots + 1, queues=None, http=None, until_empty=False,
-            grace=1.0,
-        )  # fmt: skip
+        own = _own(config, schema, slots)
         jobs = _Jobs(schema)
         say(f"measuring in schema {schema.name}, dropped at the end")
         say("  round trip and commit")
@@ -110,6 +107,12 @@ def measure(config: Config, number: int, *, say: Say) -> Found:
         delays = _latencies(own, jobs)
     p99 = delays[int(len(delays) * 0.99)]
     return Found(limits, slots, number, enqueue, bulk, drain, cpu, statistics.median(delays), p99)
+
+
+def _own(config: Config, schema: Schema, slots: int) -> Config:
+    """One plain process on *schema*, whatever the user's workers are told."""
+    plain = Config(database_url=config.database_url, schema=schema.name, slots=slots, pool_size=slots + 1, grace=1.0)
+    return replace(plain, lease=config.lease, async_mode=config.async_mode, hygiene=config.hygiene)
 
 
 def _send(config: Config, jobs: _Jobs, number: int) -> tuple[float, float]:
