@@ -47,7 +47,8 @@ class Cable:
     def __exit__(self, *_: object) -> None:
         self.pull()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(10)
+        self._loop.close()
         self._listener.close()
 
     def mend(self) -> None:
@@ -79,7 +80,7 @@ class Cable:
         done = threading.Event()
         self._loop.call_soon_threadsafe(change)
         self._loop.call_soon_threadsafe(done.set)
-        done.wait(10)
+        assert done.wait(10), "the cable does not answer"
 
     def _reset(self) -> None:
         for writer in self._writers:

@@ -19,7 +19,7 @@ from worker.pool import Connection, Pool
 CONNECTION = (
     "_pool", "_prepared", "_adapters", "_notice_handlers", "_notify_handlers", "_autocommit", "_isolation_level",
     "_read_only", "_deferrable", "_num_transactions", "_pipeline", "_expire_at", "_created_at", "lock", "pgconn",
-    "_begin_statement", "server_cursor_factory", "cursor_factory", "row_factory",
+    "_begin_statement", "_tpc", "server_cursor_factory", "cursor_factory", "row_factory",
 )  # fmt: skip
 POOL = (
     "_lock", "_pool", "_waiting", "_nconns", "_min_size", "_max_size", "_closed", "_opened", "_stats", "_drained_at",
@@ -87,7 +87,13 @@ def test_whatever_a_connection_says_to_the_server_passes_through_wait() -> None:
 def test_a_cursor_has_what_a_first_statement_builds_on(kind: type) -> None:
     assert missing(kind, CURSOR) == []
     assert list(inspect.signature(kind._maybe_prepare_gen).parameters) == ["self", "pgq", "prepare", "binary"]  # type: ignore[attr-defined]
-    assert missing(BaseConnection, ("_start_query", "_get_tx_start_command", "_exec_command")) == []
+    assert (
+        missing(
+            BaseConnection,
+            ("_start_query", "_get_tx_start_command", "_exec_command", "_check_intrans_gen", "_tpc_begin_gen"),
+        )
+        == []
+    )
     assert missing(PrepareManager, ("maybe_add_to_cache", "validate")) == []
     assert missing(generators, ("execute", "fetch_many")) == []
 

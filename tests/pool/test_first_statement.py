@@ -220,3 +220,31 @@ def test_coroutines_save_the_same_trip(open_pool: OpenPool, database: str) -> No
 
     with watched() as wire, opened_pool(database) as pool:
         assert asyncio.run(use(pool, wire)) == Traffic(statements=3, trips=2, commits=1)
+
+
+def test_more_than_libpq_takes_is_refused_and_leaves_a_transaction(conn: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.OperationalError, match="parameters"):
+        conn.execute(f"SELECT {', '.join(['%s'] * 70_000)}".encode(), [1] * 70_000)
+
+    assert status(conn) == TransactionStatus.INTRANS
+    assert conn.execute("SELECT 2").fetchone() == (2,)
+
+
+def test_one_left_in_a_two_phase_transaction_is_not_handed_on(pool: Pool) -> None:
+    conn = pool.acquire()
+    conn.tpc_begin("left")
+    pool.release(conn)
+
+    with pool.connection() as other:
+        other.execute("SELECT 1")
+    assert conn.closed
+
+
+def test_one_left_in_a_pipeline_block_is_not_handed_on(pool: Pool) -> None:
+    """As an interrupt within psycopg's own block leaves it."""
+    conn = pool.acquire()
+    conn._pipeline = psycopg.Pipeline(conn)
+    pool.release(conn)
+
+    with pool.connection() as other:
+        assert other._pipeline is None

@@ -327,6 +327,19 @@ def test_a_connection_handed_to_a_living_thread_that_uses_it_is_not_taken_from_i
     single.release(hands[0])
 
 
+def test_a_connection_handed_to_a_thread_that_got_the_number_of_the_dead_one_is_not_taken_from_it(single: Pool) -> None:
+    conn = InThread(single.acquire).result()
+
+    def use() -> object:
+        conn.checkout.thread_id = threading.get_ident()  # as the system gives them out
+        conn.execute("SELECT 1")
+        single.sweep_once()
+        return conn.execute("SELECT 2").fetchone()
+
+    assert InThread(use).result() == (2,)
+    single.release(conn)
+
+
 @pytest.mark.parametrize("use", ["commit", "copy", "stream", "transaction", "named cursor"])
 def test_whatever_the_living_thread_does_with_it_counts_as_use(single: Pool, use: str) -> None:
     conn: Connection = InThread(single.acquire).result()

@@ -161,3 +161,26 @@ def test_before_it_has_begun_it_cannot_be_left_either(
     assert outcome(db, message) == "dead"
     assert "ProgrammingError" in error(db, message)
     assert scalar(db, "SELECT count(*) FROM note") == 0
+
+
+def test_before_it_has_begun_no_other_kind_can_begin(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    @job(broker=broker, max_retries=0)
+    def sly(conn: Connection) -> None:
+        conn.tpc_begin("sly")
+
+    message = sly.send()
+
+    assert outcome(db, message) == "dead"
+    assert "can't start a two-phase transaction now" in error(db, message)
+
+
+def test_what_could_not_be_prepared_is_not_believed_prepared(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    @job(broker=broker, max_retries=0)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES (%s)", ["hello"], prepare=True)
+
+    db.execute("ALTER TABLE note RENAME TO gone")
+    assert {outcome(db, write.send()) for _ in range(4)} == {"dead"}
+    db.execute("ALTER TABLE gone RENAME TO note")
+
+    assert {outcome(db, write.send()) for _ in range(8)} == {"done"}

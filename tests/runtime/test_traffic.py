@@ -57,7 +57,7 @@ def test_a_job_with_a_connection_takes_two_trips_and_one_commit(
 
     dispatcher, jobs = traffic_of(broker, database, db, write.message)
 
-    # BEGIN; the job's own; its outcome with COMMIT. Beside them the making of the connections.
+    # The job's own, with BEGIN; its outcome with COMMIT. Beside them the making of the connections.
     assert 2 * JOBS <= jobs.trips < 2.3 * JOBS
     assert JOBS <= jobs.commits < 1.3 * JOBS
     # At most one claim for each, on a machine so slow that every job waits for its own.

@@ -6,7 +6,8 @@ import os
 import select
 import socket
 from asyncio.events import _get_running_loop
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import Any
 
@@ -68,7 +69,10 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         """
         checkout = self.checkout
         if checkout is not None and (
-            checkout.thread_id != get_ident() or checkout.loop is not None or _get_running_loop() is not None
+            checkout.thread_id != get_ident()
+            or checkout.loop is not None
+            or _get_running_loop() is not None
+            or not checkout.thread.is_alive()  # the number of a thread that has ended is given to another
         ):
             checkout.used_here()
         try:
@@ -82,14 +86,16 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         self.num_begun += 1
         return super()._get_tx_start_command()
 
-    def transaction(self, *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
         """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
         if self._num_transactions and self.pgconn.transaction_status == _IDLE:
             with self.lock:
                 self.wait(self._start_query())
             if self._pipeline:
                 self._pipeline.sync()
-        return super().transaction(*args, **kwargs)
+        with super().transaction(*args, **kwargs) as transaction:
+            yield transaction
 
     def close(self, timeout: float = _GOODBYE) -> None:
         """

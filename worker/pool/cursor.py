@@ -42,10 +42,17 @@ class BeginsAlong:
             yield from super()._start_query()  # type: ignore[misc]  # of psycopg's connections
 
     def _check_intrans_gen(self, attribute: str) -> Gen:
+        self._refuse_if_promised(f"change {attribute!r}")
+        yield from super()._check_intrans_gen(attribute)  # type: ignore[misc]
+
+    def _tpc_begin_gen(self, xid: Any) -> Gen:
+        self._refuse_if_promised("start a two-phase transaction")
+        yield from super()._tpc_begin_gen(xid)  # type: ignore[misc]
+
+    def _refuse_if_promised(self, what: str) -> None:
         this: Any = self
         if this._num_transactions and this.pgconn.transaction_status == _IDLE:
-            raise psycopg.ProgrammingError(f"can't change {attribute!r} now: a transaction is in progress")
-        yield from super()._check_intrans_gen(attribute)  # type: ignore[misc]
+            raise psycopg.ProgrammingError(f"can't {what} now: a transaction is in progress")
 
 
 class FirstStatement:
@@ -96,19 +103,25 @@ class FirstStatement:
         preparing, name = this._get_prepared(pgq, prepare)
         pgconn.enter_pipeline_mode()
         pgconn.send_query_params(begin, None)
-        if preparing is Prepare.NO:
-            this._execute_send(pgq, force_extended=True, binary=binary)
-        else:
-            if preparing is Prepare.SHOULD:
-                this._send_prepare(name, pgq)
-            this._send_query_prepared(name, pgq, binary=binary)
+        try:
+            if preparing is Prepare.NO:
+                this._execute_send(pgq, force_extended=True, binary=binary)
+            else:
+                if preparing is Prepare.SHOULD:
+                    this._send_prepare(name, pgq)
+                this._send_query_prepared(name, pgq, binary=binary)
+        except psycopg.Error:
+            # libpq does not take it, say because of its 70,000 parameters: then BEGIN goes alone.
+            pgconn.pipeline_sync()
+            yield from _answers(pgconn, 1)
+            raise
         pgconn.pipeline_sync()
-        key = books.maybe_add_to_cache(pgq, preparing, name)
-
         *ahead, results = yield from _answers(pgconn, 3 if preparing is Prepare.SHOULD else 2)
         for result in ahead:
             if result[0].status != _COMMAND_OK:
                 raise psycopg.errors.error_from_result(result[0], encoding=this._encoding)
+        # Only now: what the server has refused to prepare must not be in the books.
+        key = books.maybe_add_to_cache(pgq, preparing, name)
         if key is not None:
             books.validate(key, preparing, name, results)
         this._check_results(results)

@@ -127,6 +127,8 @@ class Hygiene:
             and standard is not None
             and conn.pgconn.transaction_status == _IDLE
             and not conn.pgconn.pipeline_status
+            and conn._pipeline is None
+            and conn._tpc is None
             and _attributes(conn) == standard.attributes
             and _reported(conn) == standard.reported
             and _handlers(conn) == standard.handlers
@@ -158,8 +160,10 @@ class Hygiene:
     def _restore(self, conn: Connection) -> list[str]:
         found = []
         status = conn.pgconn.transaction_status
-        if conn.pgconn.pipeline_status or status == TransactionStatus.ACTIVE:
+        if conn.pgconn.pipeline_status or conn._pipeline or status == TransactionStatus.ACTIVE:
             raise psycopg.OperationalError("it came back in the middle of a statement or a pipeline")
+        if conn._tpc is not None:
+            raise psycopg.OperationalError("it came back in a two-phase transaction")
         if status != TransactionStatus.IDLE:
             found.append("open transaction")
             conn.rollback()

@@ -42,10 +42,10 @@ class ThreadedConnection:
         await _in_thread(self.pooled, lambda: self.pooled.__exit__(*error))
 
     async def execute(self, *args: Any, **options: Any) -> ThreadedCursor:
-        return ThreadedCursor(self.pooled, await _in_thread(self.pooled, lambda: self.pooled.execute(*args, **options)))
+        return ThreadedCursor(self, await _in_thread(self.pooled, lambda: self.pooled.execute(*args, **options)))
 
     def cursor(self, *args: Any, **options: Any) -> ThreadedCursor:
-        return ThreadedCursor(self.pooled, self.pooled.cursor(*args, **options))
+        return ThreadedCursor(self, self.pooled.cursor(*args, **options))
 
     async def commit(self) -> None:
         await _in_thread(self.pooled, self.pooled.commit)
@@ -95,8 +95,9 @@ class ThreadedConnection:
 class ThreadedCursor:
     """The part of `psycopg.AsyncCursor` that jobs use."""
 
-    def __init__(self, conn: Connection, cursor: psycopg.Cursor[Any] | psycopg.ServerCursor[Any]) -> None:
-        self._conn = conn
+    def __init__(self, view: ThreadedConnection, cursor: psycopg.Cursor[Any] | psycopg.ServerCursor[Any]) -> None:
+        self._view = view  # whoever holds this holds that too: a view that nobody holds has been dropped
+        self._conn = view.pooled
         self._cursor: Any = cursor
 
     def __getattr__(self, name: str) -> Any:
