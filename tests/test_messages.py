@@ -140,6 +140,8 @@ COMMANDS: list[tuple[str, str]] = [
      " Postgres on this machine\n"),
     ("migrate",
      "worker: no database: set WORKER_DATABASE_URL or pass --database-url (postgresql://user@host/name)\n"),
+    ("bench",
+     "worker: no database: set WORKER_DATABASE_URL or pass --database-url (postgresql://user@host/name)\n"),
     ("doctor",
      "worker: no database: set WORKER_DATABASE_URL or pass --database-url (postgresql://user@host/name)\n"),
     ("status --probe live",

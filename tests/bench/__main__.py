@@ -1,35 +1,58 @@
-"""`python -m tests.bench WORK... [--jobs N] [--runs N]`: medians of fresh processes, with the least and the most."""
+"""`python -m tests.bench [WORK]... [--vs PEER]...`: medians of fresh processes, beside others that do the same."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-from collections import defaultdict
+import sys
+from pathlib import Path
 
-from tests.bench.works import WORKS, Figures
-from tests.factories import own_database, own_server
+from tests.bench import peers, report, rounds
+from tests.bench.results import OURS, RATES, Results
+from tests.bench.rounds import WORKS
+
+_INSTALL = "Peers are left out unless they are installed: `uv sync --group bench`, redis-server, node."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("works", nargs="+", choices=sorted(WORKS), metavar="WORK", help=", ".join(WORKS))
-    parser.add_argument("--jobs", type=int, default=20_000, help="in each run (20000)")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=_INSTALL)
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"{', '.join(WORKS)}; {', '.join(RATES)} by default")
+    others = [name for name in peers.names() if name != OURS]
+    parser.add_argument(
+        "--vs", action="append", default=[], choices=[*others, "all"], metavar="PEER", help=f"all, or of {others}"
+    )
+    parser.add_argument("--jobs", type=int, default=10_000, help="in each run (10000)")
     parser.add_argument("--runs", type=int, default=3, help="of each work, interleaved (3)")
+    parser.add_argument("--count", action="store_true", help="also count statements per job, which takes as long again")
+    parser.add_argument("--node-modules", metavar="DIR", help="where `npm install graphile-worker` put it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
+    parser.add_argument("--from", type=Path, metavar="FILE", dest="kept", help="measure nothing, show what was kept")
+    parser.add_argument("--table", action="store_true", help="print the ratios as the README has them, too")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw them, as .svg or .png")
     options = parser.parse_args()
-    found: defaultdict[str, list[Figures]] = defaultdict(list)
-    with own_server(fast=False) as server:
-        for _ in range(options.runs):
-            for name in options.works:
-                with own_database(server.url) as database:
-                    found[name].append(WORKS[name](database, options.jobs))
-    # Peers (other libraries, doing the same work) belong beside ours here, run by run, so that noise meets all alike.
-    print(f"median (least to most) of {options.runs}, load of the machine {os.getloadavg()[0]:.1f}")
-    for name, runs in found.items():
-        print(f"\n{name}: {WORKS[name].__doc__}")
-        for figure in runs[0]:
-            values = [run[figure] for run in runs]
-            print(f"  {figure:40} {statistics.median(values):12,.3f}  ({min(values):,.3f} to {max(values):,.3f})")
+    if unknown := [work for work in options.works if work not in WORKS]:
+        parser.error(f"unknown work {unknown[0]!r}; there are {', '.join(WORKS)}")
+    results = Results.load(options.kept) if options.kept else _measured(options, others)
+    print(report.text(results, {name: work.__doc__ or "" for name, work in WORKS.items()}))
+    if options.table:
+        print(f"\n{report.table(results)}")
+    if options.figure:
+        from tests.bench import figure  # matplotlib, which is only needed here
+
+        figure.draw(results, options.figure)
+
+
+def _measured(options: argparse.Namespace, others: list[str]) -> Results:
+    chosen = others if "all" in options.vs else [*dict.fromkeys(options.vs)]
+    return rounds.measure(
+        [*dict.fromkeys(options.works or RATES)],
+        [OURS, *chosen],
+        jobs=options.jobs,
+        runs=options.runs,
+        node_modules=options.node_modules,
+        counts=options.count,
+        keep=lambda results: results.save(options.json) if options.json else None,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
 
 
 if __name__ == "__main__":

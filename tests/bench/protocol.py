@@ -51,6 +51,11 @@ class Wire:
         conn.pgconn.trace(trace.fileno())
         self._traces.append(path)
 
+    @property
+    def num_connections(self) -> int:
+        """How many were opened so far, whether or not they still are."""
+        return len(self._traces)
+
     def traffic(self, *, listening: bool | None = None) -> Traffic:
         """So far; with *listening* only of the session that listens, the dispatcher's, or only of the others."""
         traces = [trace.read_bytes() for trace in self._traces]

@@ -1,4 +1,4 @@
-"""What a Postgres on this machine has spent: CPU of all its processes, and commits of one database."""
+"""What the stores on this machine have spent: CPU, commits, commands, sessions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,37 @@ def cpu_seconds(db: psycopg.Connection) -> float:
     return (own["own"] + own["ended"] + living) / _TICKS
 
 
+def process_cpu_seconds(pid: int) -> float:
+    """Of one process of this machine, with its children that have ended; 0 if there is none."""
+    stat = _stat(pid)
+    return (stat.get("own", 0.0) + stat.get("ended", 0.0)) / _TICKS
+
+
 def commits(db: psycopg.Connection) -> int:
     """Of the database of *db*; sessions report theirs at the latest a second after."""
     return int(scalar(db, "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"))
+
+
+def statements(db: psycopg.Connection) -> int:
+    """In the database of *db* since `count_statements`, BEGIN and COMMIT included."""
+    return int(
+        scalar(
+            db,
+            "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements"
+            " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+    )
+
+
+def count_statements(db: psycopg.Connection) -> bool:
+    """Count those of all sessions that are opened from now on; false if the server cannot."""
+    if "pg_stat_statements" not in scalar(db, "SHOW shared_preload_libraries"):
+        return False
+    db.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    db.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET pg_stat_statements.track = top', current_database()); END $$"
+    )
+    return True
 
 
 def _stat(pid: int) -> dict[str, float]:

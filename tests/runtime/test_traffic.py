@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,63 @@ def test_a_job_with_a_connection_takes_two_trips_and_one_commit(
     assert JOBS <= jobs.commits < 1.3 * JOBS
     # At most one claim for each, on a machine so slow that every job waits for its own.
     assert dispatcher.trips < 1.5 * JOBS + 150
+
+
+@pytest.mark.usefixtures("note")
+def test_a_job_with_a_connection_takes_three_statements(
+    broker: PostgresBroker, database: str, db: psycopg.Connection
+) -> None:
+    @job(broker=broker)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('hello')")
+
+    _, jobs = traffic_of(broker, database, db, write.message)
+
+    # BEGIN; the job's own; its outcome with COMMIT, which are one text.
+    assert 3 * JOBS <= jobs.statements < 3.3 * JOBS
+
+
+def test_a_worker_opens_no_more_connections_than_it_has_slots_and_one(
+    broker: PostgresBroker, database: str, db: psycopg.Connection
+) -> None:
+    @job(broker=broker)
+    def read(conn: Connection) -> None:
+        conn.execute("SELECT 1")
+
+    with opened_pool(database) as pool, broker.on(pool, Schema()):
+        insert(db, Schema(), [broker.encode(read.message(), None) for _ in range(JOBS)])
+    with watched() as wire, running_worker(broker, database):
+        wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job_history") == JOBS, WAIT, "the jobs")
+
+        # Opened in all, not only at once: none is made anew from job to job.
+        assert wire.num_connections <= 3
+
+
+def test_a_job_calls_each_hook_once(broker: PostgresBroker, database: str, db: psycopg.Connection) -> None:
+    called: Counter[str] = Counter()
+
+    class Counting(Middleware):
+        def before_process_message(self, broker: Broker, message: object) -> None:
+            called["before_process_message"] += 1
+
+        def after_process_message(self, broker: Broker, message: object, **_: object) -> None:
+            called["after_process_message"] += 1
+
+        def before_ack(self, broker: Broker, message: object) -> None:
+            called["before_ack"] += 1
+
+        def after_ack(self, broker: Broker, message: object) -> None:
+            called["after_ack"] += 1
+
+    broker.add_middleware(Counting())
+
+    @job(broker=broker)
+    def nothing() -> None: ...
+
+    traffic_of(broker, database, db, nothing.message)
+
+    hooks = ("before_process_message", "after_process_message", "before_ack", "after_ack")
+    assert called == dict.fromkeys(hooks, JOBS)
 
 
 def test_a_job_calls_only_hooks_that_somebody_wrote(broker: PostgresBroker) -> None:

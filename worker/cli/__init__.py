@@ -12,6 +12,7 @@ import click
 from worker.cli import exits
 
 _VERBS = {
+    "bench": "worker.cli.bench",
     "config": "worker.cli.config",
     "connections": "worker.cli.connections",
     "demo": "worker.cli.demo",
