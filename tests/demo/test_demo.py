@@ -129,7 +129,7 @@ def test_kill_9_leaves_nothing_running(demo: StartDemo, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(demo: StartDemo, tmp_path: Path) -> None:
-    fill(tmp_path, 1_200)
+    fill(tmp_path, 4_000)
     run = demo(tmp_path)
     worker = run.started_worker()
 
@@ -138,4 +138,4 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(demo: StartDemo
 
     assert run.wait() == 0, run.out + run.err
     assert "the worker was killed by SIGKILL; starting another one" in run.err
-    assert run.value("by the table").startswith("1,200 files ")
+    assert run.value("by the table").startswith("4,000 files ")
