@@ -6,7 +6,9 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,7 +17,8 @@ from tests.waiting import wait_until
 from worker.config import Address, Config
 from worker.observe.metrics import Counter, Family, Histogram, Sample, only_growing, render, together
 from worker.processes.backoff import Backoff
-from worker.processes.child import how_it_ended
+from worker.processes.child import Child, how_it_ended
+from worker.processes.pages import Pages
 from worker.processes.post import Post
 from worker.processes.shares import shares
 from worker.runtime.link import Fields, Link
@@ -59,6 +62,38 @@ def test_one_that_dies_young_is_followed_ever_later_and_one_that_has_worked_at_o
     assert [backoff.after(0.0) for _ in range(8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     assert backoff.after(31.0) == 0.0
     assert backoff.after(1.0) == 0.5
+
+
+@pytest.mark.parametrize(("worked", "delay"), [(5.0, 0.0), (0.1, 0.5)])
+def test_one_that_recycled_itself_is_followed_at_once_if_it_has_worked(worked: float, delay: float) -> None:
+    child = cast("Child", SimpleNamespace(worked_for=worked))
+
+    assert Post(1, Config()).vacate(child, as_asked=False, recycled=True) == delay
+
+
+def test_a_sum_neither_shrinks_nor_doubles_when_a_process_ends_while_it_is_asked() -> None:
+    jobs = [Family("worker_jobs_total", "counter", "Jobs.", [Sample({}, 100)])]
+    answer: Future[Any] = Future()
+    children: list[Any] = []
+    pages = Pages(lambda: list(children), list)
+
+    def ask(subject: str) -> Future[Any]:
+        # It ends, and is buried, between the question and its answer.
+        answer.set_result([each.telling() for each in jobs])
+        children.remove(child)
+        pages.ended(child, "crashed")
+        return answer
+
+    silent: Future[Any] = Future()
+    silent.set_exception(ConnectionError("gone"))
+    child: Any = mock.Mock(counted=jobs)
+    child.ask = lambda subject: silent
+    children.append(child)
+    assert "worker_jobs_total 100" in pages.metrics().body
+
+    child.ask = ask
+    assert "worker_jobs_total 100" in pages.metrics().body
+    assert "worker_jobs_total 100" in pages.metrics().body
 
 
 @pytest.mark.parametrize(

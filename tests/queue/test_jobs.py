@@ -107,7 +107,9 @@ def test_an_id_that_cannot_be_one_is_refused(wrong: str) -> None:
 
 
 def test_an_unknown_state_is_refused_by_name() -> None:
-    with pytest.raises(ArgumentError, match="job state 'failed': expected one of scheduled, held, throttled, available"):
+    with pytest.raises(
+        ArgumentError, match="job state 'failed': expected one of scheduled, held, throttled, available"
+    ):
         JobFilter(states=["failed"])
 
 

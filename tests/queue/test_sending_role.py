@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.factories import own_database, own_server, scalar
-from worker import PostgresBroker, job
+from worker import Limit, PostgresBroker, Rate, bind, job
 
 BY_SQL = "GRANT USAGE ON SCHEMA worker TO sender; GRANT INSERT ON worker.job TO sender"
 FROM_PYTHON = f"{BY_SQL}; GRANT SELECT, UPDATE ON worker.job TO sender"
@@ -67,3 +67,19 @@ def test_keys_and_tags_need_their_tables(sender: psycopg.Connection, charge: Any
     sent = [charge.send_with_options(args=(n,), unique="k", tags=["a"], connection=sender) for n in range(2)]
 
     assert [message.is_new for message in sent] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("option", "table"),
+    [({"limit": Limit(1)}, "knock"), ({"rate": Rate(1, per=60)}, "rate_knock")],
+    ids=["limit", "rate"],
+)
+def test_a_limit_and_a_rate_need_to_knock(option: dict[str, Any], table: str, sender: psycopg.Connection) -> None:
+    @job(broker=PostgresBroker(schema="worker"), name="charge", **option)
+    def charge() -> None: ...
+
+    become(sender, f"{FROM_PYTHON}; GRANT INSERT ON worker.{table} TO sender")
+    with bind(sender):
+        charge.send()
+
+    assert scalar(sender, "SELECT count(*) FROM worker.job") == 1

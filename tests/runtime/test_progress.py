@@ -225,6 +225,27 @@ def test_somebodys_lock_on_what_was_said_holds_no_job_up(
         assert outcome(db, beside.send()) == "done"
 
 
+def test_somebodys_lock_on_what_was_said_undoes_no_job(
+    broker: PostgresBroker, database: str, db: psycopg.Connection, go: threading.Event
+) -> None:
+    """The last word of a job with a connection is written in its own transaction."""
+
+    @job(broker=broker, max_retries=0)
+    def talk(conn: psycopg.Connection, ctx: Context) -> None:
+        ctx.progress(0.1)
+        go.wait(WAIT)
+        ctx.progress(1.0)
+        conn.execute("SELECT 1")
+
+    message = talk.send()
+    wait_seen(db, message, (0.1, None, 1))
+    with psycopg.connect(database) as other:
+        other.execute("SELECT FROM worker.job_progress FOR UPDATE")
+        go.set()
+
+        assert outcome(db, message) == "done"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

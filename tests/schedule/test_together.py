@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -12,7 +14,7 @@ import pytest
 from tests.factories import scalar
 from tests.schedule.standins import SCHEMA, Book, counted, dispatcher, enqueue, schedule
 from tests.waiting import wait_until
-from worker import Context, PostgresBroker, clock, cron, every, job
+from worker import Context, PostgresBroker, bind, clock, cron, every, job
 from worker.schedule import Schedule, Scheduler, registered
 from worker.schedule.ledger import Ledger
 from worker.schedule.sending import send
@@ -157,3 +159,35 @@ def test_those_of_one_instant_are_looked_at_in_one_transaction(book: Book, datab
 
     # One for each tick; and heartbeats.
     assert len(looks) - before <= 3 + 2 + 2
+
+
+def test_one_that_meets_a_lock_harms_no_other(book: Book, broker: PostgresBroker, database: str) -> None:
+    """A timeout of its statement looks like a database that is out of reach, and is not."""
+    cron("* * * * *", name="plain", args=[1])(broker.actors["report"])
+    cron("* * * * *", name="keyed")(broker.actors["once"])
+    schedules = declared(book, *registered())
+    timer = SimpleNamespace(is_alive=True, once=lambda *_: None)
+
+    with psycopg.connect(database) as sender, psycopg.connect(database, autocommit=True) as conn:
+        with bind(sender):
+            broker.actors["once"].send()  # an application's open transaction has the key
+        conn.execute("SET statement_timeout = '500ms'")
+
+        def submit(work: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+            done: Future[Any] = Future()
+            try:
+                with conn.transaction():
+                    done.set_result(work(conn))
+            except psycopg.Error as exc:
+                done.set_exception(exc)
+            return done
+
+        scheduler = Scheduler([], submit=submit, schema=SCHEMA)
+        scheduler._timer = timer  # type: ignore[assignment]
+        for each in schedules:
+            scheduler._await_look(each, None)
+        scheduler._look_at_waiting()
+        sender.rollback()
+
+    assert scalar(book.db, "SELECT count(*) FROM worker.tick WHERE schedule = 'plain'") > 0
+    assert scalar(book.db, "SELECT count(*) FROM worker.tick WHERE schedule = 'keyed'") == 0

@@ -61,7 +61,13 @@ class Child:
                 ours.close()
                 raise
         self._link = Link(ours, f"link-{number}", self._hear, gone=lambda: None)
-        self._link.start()
+        try:
+            self._link.start()
+        except RuntimeError as exc:  # the system gives no thread either
+            self._process.kill()
+            self._process.wait()
+            ours.close()
+            raise OSError(f"no thread for the link to it: {exc}") from exc
         self._link.tell("order", number=number, config=config_told(config))
         self.ask = self._link.ask
         logger.info("process.started", process=number, pid=self.pid, pool_size=config.pool_size)

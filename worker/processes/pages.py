@@ -64,18 +64,19 @@ class Pages:
         return self._page(reasons, told)
 
     def metrics(self) -> Page:
-        families = {
-            child: [Family.told(each) for each in told]
-            for child, told in self._ask("families").items()
-            if told is not None
-        }
-        for child, its in families.items():
-            # What has been shown once must not shrink, even if the process is killed before it tells its last.
-            child.has_counted(its)
+        # Before they are asked: the numbers of one that ends meanwhile are in its answer, and would be in both.
+        past = self._past
+        families: list[Sequence[Family]] = []
+        for child, told in self._ask("families").items():
+            if told is None:
+                # What has been shown once must not shrink, although the process does not answer ...
+                families.append(child.counted)
+            else:
+                families.append([Family.told(each) for each in told])
+                # ... or is killed before it tells its last.
+                child.has_counted(families[-1])
         running = Family("worker_processes", "gauge", "Processes that there are.", [Sample({}, len(self._children()))])
-        return Page(
-            200, CONTENT_TYPE, render([running, self._ends.family(), *together([self._past, *families.values()])])
-        )
+        return Page(200, CONTENT_TYPE, render([running, self._ends.family(), *together([past, *families])]))
 
     def _ask(self, subject: str) -> dict[Child, Any]:
         """By child, its answer; None of one that has none in time."""

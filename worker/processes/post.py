@@ -9,6 +9,9 @@ from worker.processes.child import Child
 
 logger = log.get_logger(__name__)
 
+# Seconds of work; a process that is too large before that would be as soon again.
+_WORTH_A_START = 1.0
+
 
 class Post:
     """
@@ -55,9 +58,14 @@ class Post:
             self._again_at = clock.monotonic() + delay
             logger.error("process.not_started", process=self.number, reason=str(exc), again_in=delay)  # noqa: TRY400  (the system's doing)
 
-    def vacate(self, child: Child, *, as_asked: bool) -> float:
-        """Its child has ended; returns the seconds until the next one starts: none after one that ended *as_asked*."""
+    def vacate(self, child: Child, *, as_asked: bool, recycled: bool = False) -> float:
+        """
+        Its child has ended; returns the seconds until the next one starts.
+
+        None after one that ended *as_asked*, or *recycled* itself after it had worked: that is no crash, however soon.
+        """
         self.child = None
-        delay = 0.0 if as_asked else self._backoff.after(child.worked_for)
+        was_well = as_asked or (recycled and child.worked_for >= _WORTH_A_START)
+        delay = 0.0 if was_well else self._backoff.after(child.worked_for)
         self._again_at = clock.monotonic() + delay
         return delay

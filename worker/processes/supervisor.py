@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -153,7 +154,7 @@ class Supervisor:
         in_order = code in (exits.OK, exits.RECYCLED) or (as_asked and not child.hears_signals and code < 0)
         if not in_order and child.worker_id is not None:
             self._graves.append(Grave(child.worker_id, how_it_ended(code), child.config.pool_size))
-        again_in = post.vacate(child, as_asked=as_asked)
+        again_in = post.vacate(child, as_asked=as_asked, recycled=code == exits.RECYCLED)
         self.pages.ended(child, reason)
         fields = {
             "process": child.number,
@@ -170,7 +171,7 @@ class Supervisor:
         elif self._is_hopeless(code):
             self._give_up(code, fields)
         else:
-            logger.log(20 if in_order else 40, "process.ended", **fields, again_in=again_in)
+            logger.log(logging.INFO if in_order else logging.ERROR, "process.ended", **fields, again_in=again_in)
 
     def _is_hopeless(self, code: int) -> bool:
         """Whether no other start will help, and nobody works meanwhile."""

@@ -85,6 +85,7 @@ class Dispatcher:
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._pauses = Pauses()
+        self._left_held = self._left_throttled = False
         self._stop_by: float | None = None
         self._connected = False
         self._hungry = True
@@ -317,13 +318,21 @@ class Dispatcher:
                 self._keep_house_at = now + _HOUSEKEEPING
 
     def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
-        has_lanes, has_rates = self._feed.has_lanes, self._feed.has_rates
-        if (has_lanes or has_rates) and (now := clock.monotonic()) >= self._sweep_at:
+        if (self._has_lanes or self._has_rates) and (now := clock.monotonic()) >= self._sweep_at:
             self._sweep_at = now + _SWEEP
-            if has_lanes:
+            if self._has_lanes:
                 lanes.sweep(conn, self.schema)
-            if has_rates:
+            if self._has_rates:
                 rates.sweep(conn, self.schema)
+
+    @property
+    def _has_lanes(self) -> bool:
+        # Jobs keep the limit and the rate that they were sent with, also when the code has dropped them since.
+        return self._feed.has_lanes or self._left_held
+
+    @property
+    def _has_rates(self) -> bool:
+        return self._feed.has_rates or self._left_throttled
 
     def _release(self, claim: Claim) -> None:
         self._outcomes.add(Settlement(claim.id, claim.token, Outcome.RELEASED))
@@ -343,9 +352,9 @@ class Dispatcher:
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
         self._hungry |= any(one.makes_available for one, _ in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
-        admitting = self._feed.has_lanes
+        admitting = self._has_lanes
         # The same with rates, whose time is known from the last look.
-        clearing = self._feed.has_rates
+        clearing = self._has_rates
         self._hungry |= admitting or clearing
         # With whatever else is to be written, and with the heartbeat when there is nothing else.
         said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
@@ -437,6 +446,7 @@ class Dispatcher:
             self._pauses = look.pauses
             self._hungry = True
             self.wake()
+        self._left_held, self._left_throttled = look.has_held, look.has_throttled
         self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
         if look.needs_rescue:

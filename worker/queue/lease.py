@@ -46,6 +46,10 @@ class Look(NamedTuple):
     needs_rescue: bool
     others_run: bool
     pauses: Pauses
+    has_held: bool
+    """Whether jobs wait before a lane, and ..."""
+    has_throttled: bool
+    """... for their rate; maybe of a limit that no code knows any more."""
     cancelled: dict[str, int] | None = None
     """The tokens, by id, of this worker's jobs that somebody has cancelled."""
 
@@ -133,9 +137,11 @@ class Lease:
         if row is None:
             return None
         self._renewed_at = beat.asked_at
-        next_due, has_available, needs_rescue, others_run, paused_queues, paused_actors, cancelled = row
+        next_due, has_available, needs_rescue, others_run, held, throttled, paused_queues, paused_actors, cancelled = (
+            row
+        )
         pauses = Pauses.of(paused_queues, paused_actors)
-        return Look(next_due, has_available, needs_rescue, others_run, pauses, cancelled)
+        return Look(next_due, has_available, needs_rescue, others_run, pauses, held, throttled, cancelled)
 
     def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:
         """The jobs, with their tokens, that this worker owns by the database's books."""

@@ -70,6 +70,8 @@ RENEW_LEASE: LiteralString = """
             WHERE job.state = 'running'
               AND job.claimed_by <> %(worker)s
         ) AS others_run,
+        EXISTS (SELECT FROM {schema}.job WHERE state = 'held') AS has_held,
+        EXISTS (SELECT FROM {schema}.job WHERE state = 'throttled') AS has_throttled,
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue') AS paused_queues,
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors,
         (

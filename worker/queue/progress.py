@@ -40,10 +40,15 @@ WRITE_PROGRESS: LiteralString = """
 
 
 # job_progress_pkey. The same within the run's own transaction, behind its settlement: that has locked the job's row
-# and proven the token, so that the two never wait for each other.
+# and proven the token. A row that somebody has locked is passed by here too: no word is worth a run.
 WRITE_LAST_PROGRESS: LiteralString = """
+    WITH free AS MATERIALIZED (
+        SELECT FROM {schema}.job_progress WHERE job_id = %(id)s FOR UPDATE SKIP LOCKED
+    )
     INSERT INTO {schema}.job_progress AS progress (job_id, token, attempt, fraction, note)
-    VALUES (%(id)s, %(token)s, %(attempt)s, %(fraction)s, %(note)s)
+    SELECT %(id)s, %(token)s, %(attempt)s, %(fraction)s, %(note)s
+    WHERE EXISTS (SELECT FROM free)
+       OR NOT EXISTS (SELECT FROM {schema}.job_progress WHERE job_id = %(id)s)
     ON CONFLICT ON CONSTRAINT job_progress_pkey DO UPDATE
     SET token = excluded.token, attempt = excluded.attempt, fraction = excluded.fraction, note = excluded.note,
         reported_at = excluded.reported_at"""

@@ -14,6 +14,7 @@ from uuid import UUID
 from worker import log
 from worker.config import Address, Config
 from worker.runtime.link import Fields, Link
+from worker.runtime.vitals import Stage
 
 logger = log.get_logger(__name__)
 
@@ -33,6 +34,7 @@ class Parent:
         """Which of its processes this is, from 1."""
         self._orders: SimpleQueue[Fields] = SimpleQueue()
         self._answers: dict[str, Callable[..., Any]] = {}
+        self._is_ending = False
         self._link = Link(end, "supervisor-link", self._hear, self._gone)
         self._link.start()
 
@@ -69,6 +71,7 @@ class Parent:
     # As the vitals' listener
 
     def entered(self, stage: str, told: str) -> None:
+        self._is_ending |= stage in (Stage.DRAINING, Stage.CUTTING, Stage.CLOSING)
         self._link.tell("stage", stage=stage, told=told)
 
     def beaten(self, *, well: bool) -> None:
@@ -88,7 +91,8 @@ class Parent:
 
     def _gone(self) -> None:
         logger.warning("supervisor.gone")
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._is_ending:  # a second request would cost the jobs their grace
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def config_told(config: Config) -> dict[str, Any]:

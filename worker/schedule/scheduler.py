@@ -204,8 +204,8 @@ class Scheduler:
         def failed(exc: BaseException) -> None:
             if len(taken) == 1:
                 _log_failure(taken[0][0].name, exc)
-            elif not taken or isinstance(exc, psycopg.OperationalError):
-                # The database is out of reach, for every one of them.
+            elif not taken or _is_out_of_reach(exc):
+                # For every one of them.
                 _log_failure(_LOOKS, exc)
             else:
                 # One of them failed and took the others with it: each by itself, the others pass.
@@ -393,3 +393,11 @@ def _log_failure(name: str, exc: BaseException) -> None:
     # A database out of reach needs no traceback; anything else does, as it may be ours.
     trace = None if isinstance(exc, psycopg.OperationalError) else exc
     log.warning(event, **fields, error=f"{type(exc).__name__}: {exc}", exc_info=trace)
+
+
+def _is_out_of_reach(exc: BaseException) -> bool:
+    """Whether there was no talking to the database; a timeout, a deadlock, a full disk may be one schedule's doing."""
+    if not isinstance(exc, psycopg.OperationalError) or isinstance(exc, psycopg.errors.QueryCanceled):
+        return False
+    # By the classes of Postgres' error codes: connection exceptions, and an operator's intervention.
+    return exc.sqlstate is None or exc.sqlstate[:2] in ("08", "57")

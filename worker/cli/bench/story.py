@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -105,7 +106,7 @@ def measure(config: Config, number: int, *, say: Say) -> Found:
         drain, cpu = _drain(own, jobs, number)
         say(f"  latency: {_LATENCIES} sends to an idle worker")
         delays = _latencies(own, jobs)
-    p99 = delays[int(len(delays) * 0.99)]
+    p99 = delays[math.ceil(len(delays) * 0.99) - 1]
     return Found(limits, slots, number, enqueue, bulk, drain, cpu, statistics.median(delays), p99)
 
 
