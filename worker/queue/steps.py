@@ -204,6 +204,9 @@ class StepBlock:
                 if not self._may_pass(exc):
                     raise
                 logger.warning("step.not_recorded", name=self.name, reason=str(exc), pause=pause)
+            finally:
+                # Were it given up now, what was called would not be safe to repeat for free.
+                self._delivery.step_cut = False
             yield pause
 
     def _record(self, value: bytes) -> None:
