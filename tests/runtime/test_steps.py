@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,21 @@ from psycopg import AsyncConnection, Connection
 from tests.factories import column, scalar
 from tests.running import WAIT, RunningWorker, attempts, error, outcome, row_id
 from tests.waiting import wait_until
-from worker import ArgumentError, Context, JobFilter, Jobs, Pool, PostgresBroker, Refused, SignatureError, Unique, job
+from worker import (
+    ArgumentError,
+    Cancelled,
+    Context,
+    JobFilter,
+    Jobs,
+    Pool,
+    PostgresBroker,
+    Refused,
+    SignatureError,
+    Unique,
+    job,
+)
+from worker.queue.delivery import current
+from worker.queue.stop_reason import StopReason
 
 pytestmark = pytest.mark.usefixtures("worker", "note")
 
@@ -335,6 +350,162 @@ def test_a_step_works_for_a_job_that_takes_the_pool(broker: PostgresBroker, db: 
 
     assert outcome(db, one.send()) == "done"
     assert column(db, NOTES) == ["a", "b"]
+
+
+# What costs no attempt, and what has happened
+
+
+@pytest.fixture
+def locker(database: str) -> Iterator[psycopg.Connection]:
+    """A session of somebody else, in transactions."""
+    with psycopg.connect(database) as conn:
+        yield conn
+
+
+WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+LOCKS = {
+    "row": "UPDATE worker.job SET cancelled_at = now()",
+    "table": "LOCK TABLE worker.job_step IN ACCESS EXCLUSIVE MODE",
+}
+CALLED = ["called", "called async"]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("way", CALLED)
+def test_a_called_step_that_meets_a_lock_is_recorded_when_it_is_gone(
+    ways: Ways, broker: PostgresBroker, db: psycopg.Connection, locker: psycopg.Connection, way: str, lock: str
+) -> None:
+    """The second wait for it begins only when the first has timed out."""
+    ways.fault = lambda: locker.execute(LOCKS[lock].encode())
+    message = ways.declare(broker, way).send()
+
+    wait_until(lambda: scalar(db, WAITS), WAIT, "the first wait for the lock")
+    wait_until(lambda: not scalar(db, WAITS), WAIT, "its end")
+    wait_until(lambda: scalar(db, WAITS), WAIT, "the second")
+    locker.rollback()
+
+    assert (outcome(db, message), attempts(db, message)) == ("done", 2)  # it fails once behind the step
+    assert ways.calls == 1
+
+
+FAIL_TWICE = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF nextval('tries') <= 2 THEN
+            {how};
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER failing BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION fail()"""
+FAILURES = {
+    "deadlock": "RAISE EXCEPTION 'conflict' USING ERRCODE = '40P01'",
+    "serialization failure": "RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'",
+    "lost connection": "PERFORM pg_terminate_backend(pg_backend_pid())",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("way", CALLED)
+def test_a_called_step_is_recorded_in_spite_of_conflicts_and_lost_connections(
+    ways: Ways, broker: PostgresBroker, db: psycopg.Connection, way: str, failure: str
+) -> None:
+    db.execute(FAIL_TWICE.format(how=FAILURES[failure], table="worker.job_step").encode())
+    message = ways.declare(broker, way).send()
+
+    assert (outcome(db, message), attempts(db, message)) == ("done", 2)  # it fails once behind the step
+    assert ways.calls == 1
+
+
+@pytest.mark.parametrize("way", CALLED)
+def test_a_called_step_that_meets_a_lock_ends_with_its_job(
+    ways: Ways, broker: PostgresBroker, db: psycopg.Connection, locker: psycopg.Connection, way: str
+) -> None:
+    ways.fault = lambda: locker.execute(LOCKS["table"].encode())
+    message = ways.declare(broker, way).send()
+    wait_until(lambda: scalar(db, WAITS), WAIT, "the wait for the lock")
+    Jobs(db).cancel(JobFilter(id=row_id(message)))
+
+    ended = "SELECT count(*) FROM worker.job_history WHERE id = %s"
+    wait_until(lambda: scalar(db, ended, row_id(message)), WAIT, "its end while the lock is held")
+    assert (outcome(db, message), ways.calls) == ("dead", 1)
+
+
+def test_a_called_step_that_has_swallowed_its_interrupt_does_not_wait_for_a_lock_for_ever(
+    broker: PostgresBroker, db: psycopg.Connection, locker: psycopg.Connection
+) -> None:
+    @job(broker=broker, max_retries=0)
+    def deaf(ctx: Context) -> None:
+        def charge() -> None:
+            locker.execute(LOCKS["table"].encode())
+            with suppress(Cancelled):
+                Jobs(db).cancel(JobFilter(id=ctx.job_id))
+                while True:
+                    time.sleep(0.01)
+
+        ctx.step("charge", charge)
+
+    message = deaf.send()
+
+    assert outcome(db, message) == "dead"
+    assert "LockNotAvailable" in error(db, message)
+
+
+def test_a_called_step_is_recorded_in_the_grace_of_a_stop(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    db.execute(FAIL_TWICE.format(how=FAILURES["deadlock"], table="worker.job_step").encode())
+
+    @job(broker=broker, max_retries=0)
+    def last(ctx: Context) -> None:
+        def charge() -> None:
+            delivery = current.get()
+            assert delivery is not None
+            delivery.stop(StopReason.SHUTDOWN)  # as a drain announces it
+
+        ctx.step("charge", charge)
+
+    message = last.send()
+
+    assert outcome(db, message) == "done"
+    assert [step.name for step in Jobs(db).steps(row_id(message))] == ["charge"]
+
+
+def test_a_record_that_the_database_refuses_for_good_fails_the_attempt(
+    ways: Ways, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    db.execute(FAIL_TWICE.format(how="RAISE EXCEPTION 'no'", table="worker.job_step").encode())
+    message = ways.declare(broker, "called").send()
+
+    assert (outcome(db, message), attempts(db, message)) == ("done", 3)
+    assert ways.calls == 3
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("table", ["note", "worker.job_step"], ids=["in the step", "at its record"])
+@pytest.mark.parametrize("way", WRITING)
+def test_a_step_cut_by_a_conflict_or_a_lost_connection_costs_no_attempt(
+    ways: Ways, broker: PostgresBroker, db: psycopg.Connection, way: str, table: str, failure: str
+) -> None:
+    db.execute(FAIL_TWICE.format(how=FAILURES[failure], table=table).encode())
+    message = ways.declare(broker, way).send()
+
+    assert (outcome(db, message), attempts(db, message)) == ("done", 2)  # it fails once behind the step
+    assert (ways.calls, column(db, NOTES)) == (3, ["a"])
+
+
+def test_a_conflict_in_what_a_step_calls_costs_an_attempt(
+    ways: Ways, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    """It may be anybody's database, and what the function has done before is not undone."""
+
+    def fault() -> None:
+        if ways.calls == 1:
+            raise psycopg.errors.DeadlockDetected("elsewhere")
+
+    ways.fault = fault
+    message = ways.declare(broker, "called").send()
+
+    # The second attempt does not fail behind the step: only the first does.
+    assert (outcome(db, message), attempts(db, message), ways.calls) == ("done", 2, 2)
 
 
 # What cannot work

@@ -149,8 +149,8 @@ class Context:
         Do a part of the job that its next attempts do not do again: `amount = ctx.step("charge", charge_card, 42)`.
 
         Calls `fn(*args, **kwargs)` and records what it returns, plain JSON; in an attempt that finds it recorded,
-        returns that instead. `await` it when *fn* is `async def`, as in an `async def` job it must be. Whoever dies
-        between the call and the record does it again.
+        returns that instead. `await` it when *fn* is `async def`, as in an `async def` job it must be. The record
+        waits out locks and a lost database; who dies, or is interrupted, between the call and the record does it again.
 
         A *fn* whose first parameter is annotated `psycopg.Connection` (`psycopg.AsyncConnection`) is given one: its
         writes and sends commit with the record, exactly once. So does a block, without *fn*:

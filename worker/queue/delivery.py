@@ -29,6 +29,7 @@ current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
 
 # admin_shutdown, crash_shutdown, cannot_connect_now
 _LEAVING = ("57P01", "57P02", "57P03")
+_CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 _DEFAULT_RETRIES = 20
 _MAX_CUTS = 5
 _MIN_BACKOFF_MS = 15_000
@@ -61,6 +62,7 @@ class Delivery(MessageProxy):
         self.connected = True
         self.settled = False
         self.lost = False  # its lease, as the commit found
+        self.step_cut = False  # whether its latest step lost its connection or a conflict
         self.sent_options = dict(message.options)  # before the middleware adds its own
         self.settlement: Settlement | None = None
         self.rescheduled: NewJob | None = None
@@ -150,9 +152,16 @@ class Delivery(MessageProxy):
         if exception is None or self.cuts >= _MAX_CUTS:
             return False
         if self.conn is None:
-            return self.takes_pool and _is_disconnection(exception)
-        conflict = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
-        return self.conn.broken or isinstance(exception, conflict)
+            return self.step_cut or (self.takes_pool and _is_disconnection(exception))
+        return self.conn.broken or isinstance(exception, _CONFLICTS)
+
+    def note_step_cut(self, conn: psycopg.Connection[Any] | None, error: Exception) -> None:
+        """
+        Note whether *error* cut a step whose transaction is on *conn*; it is safe to repeat, unlike what a job calls.
+
+        So only errors within a step's own transaction are noted, not those of a function that is called without one.
+        """
+        self.step_cut = (conn is not None and conn.broken) or isinstance(error, _CONFLICTS)
 
     @property
     def takes_pool(self) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import msgspec
 import psycopg
+from psycopg_pool import PoolTimeout
 
-from worker.errors import ArgumentError, LeaseLost, LostLease, Refused, UnrecordableStep
+from worker import log
+from worker.errors import ArgumentError, LeaseLost, LostLease, PoolDeadlock, Refused, UnrecordableStep
 from worker.pool import Connection, shield
 from worker.pool.lending import in_thread
 from worker.queue.binding import bind
@@ -21,10 +27,15 @@ from worker.queue.progress import check_storable
 from worker.queue.schema import Schema
 from worker.queue.signature import takes_connection_first
 from worker.queue.step_statements import FIND_STEP, RECORD_STEP
+from worker.queue.stop_reason import StopReason
+
+logger = log.get_logger(__name__)
 
 _MAX_NAME = 200
 _MAX_VALUE = 64 * 1024
 _MAX_STEPS = 1000
+# Seconds between two tries to record what has happened; the last one for good.
+_PAUSES = (0.1, 0.2, 0.5, 1.0)
 
 
 class Steps:
@@ -135,6 +146,7 @@ class StepBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._unbind()
+        self._note(error)
         try:
             if error is None and not self.done:
                 self._commit()
@@ -159,6 +171,7 @@ class StepBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._unbind()
+        self._note(error)
         try:
             if error is None and not self.done:
                 await in_thread(self._commit)
@@ -173,16 +186,46 @@ class StepBlock:
             self._found(conn)
         return self.done
 
-    def record(self) -> None:
-        """Record `value` in a transaction of its own."""
+    def record(self) -> Iterator[float]:
+        """
+        Record `value`, in transactions of their own until one has committed; yields seconds to pause before the next.
+
+        What was called has happened, so a run that gave up here would do it again; and a record that is written twice,
+        because a commit's answer was lost, is the same record.
+        """
         value = self._encoded()
-        with shield.get()():
-            self._conn = self._delivery.pool.acquire()
+        for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
             try:
-                self._transaction = JobTransaction(self._conn, self._schema)
-                self._commit_value(value)
+                # Not over the pauses: an interrupt is what ends this when the job is to end.
+                with shield.get()():
+                    self._record(value)
+                return
+            except psycopg.Error as exc:
+                if not self._may_pass(exc):
+                    raise
+                logger.warning("step.not_recorded", name=self.name, reason=str(exc), pause=pause)
             finally:
-                self._give_back()
+                # Were it given up now, what was called would not be safe to repeat for free.
+                self._delivery.step_cut = False
+            yield pause
+
+    def _record(self, value: bytes) -> None:
+        self._delivery.step_cut = False
+        self._conn = self._delivery.pool.acquire()
+        try:
+            self._transaction = JobTransaction(self._conn, self._schema)
+            self._commit_value(value)
+        finally:
+            self._give_back()
+
+    def _may_pass(self, error: psycopg.Error) -> bool:
+        """Whether to try again after *error*: somebody's lock, a conflict, a lost connection, a server that is away."""
+        # The grace of a shutdown is time to record in; its end, as any other reason, comes with an interrupt. One that
+        # the function has swallowed does not come again.
+        if self._delivery.stop_reason not in (None, StopReason.SHUTDOWN):
+            return False
+        passing = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, PoolTimeout)
+        return self._delivery.step_cut or (isinstance(error, passing) and not isinstance(error, PoolDeadlock))
 
     # The transaction
 
@@ -192,7 +235,9 @@ class StepBlock:
         self._found(self._conn)
 
     def _found(self, conn: psycopg.Connection[Any]) -> None:
-        row = conn.execute(self._schema.render(FIND_STEP).encode(), self._proof).fetchone()
+        self._delivery.step_cut = False
+        with self._noting(conn):
+            row = conn.execute(self._schema.render(FIND_STEP).encode(), self._proof).fetchone()
         if row is None:
             raise LeaseLost(f"{self._where}: the job is another worker's by now")
         self.done, value, self._attempt = row
@@ -207,11 +252,24 @@ class StepBlock:
         parameters = {**self._proof, "value": value.decode()}
         statement = self._schema.render(RECORD_STEP).encode()
         try:
-            self._transaction.commit_with(lambda conn: conn.execute(statement, parameters).fetchone() is not None)
+            with self._noting(self._conn):
+                self._transaction.commit_with(lambda conn: conn.execute(statement, parameters).fetchone() is not None)
         except LostLease as exc:
             raise LeaseLost(f"{self._where}: the job is another worker's by now, nothing was written") from exc
         # What JSON makes of it, so that the first attempt sees what a later one would.
         self.value = msgspec.json.decode(value)
+
+    @contextmanager
+    def _noting(self, conn: psycopg.Connection[Any] | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            self._delivery.note_step_cut(conn, exc)
+            raise
+
+    def _note(self, error: BaseException | None) -> None:
+        if isinstance(error, Exception):
+            self._delivery.note_step_cut(self._conn, error)
 
     def _give_back(self) -> None:
         with shield.get()():
@@ -282,7 +340,8 @@ class StepBlock:
 def _call(block: StepBlock, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not block.look():
         block.value = fn(*args, **kwargs)
-        block.record()
+        for pause in block.record():
+            time.sleep(pause)
     return block.value
 
 
@@ -298,7 +357,9 @@ async def _await(
 ) -> Any:
     if not await in_thread(block.look):
         block.value = await fn(*args, **kwargs)
-        await in_thread(block.record)
+        recording = block.record()
+        while (pause := await in_thread(lambda: next(recording, None))) is not None:  # noqa: ASYNC110  # it tries again, it does not wait for a flag
+            await asyncio.sleep(pause)
     return block.value
 
 
