@@ -30,6 +30,7 @@ from worker import (
     Unique,
     job,
 )
+from worker.queue import job_transaction
 from worker.queue.delivery import current
 from worker.queue.stop_reason import StopReason
 
@@ -356,8 +357,9 @@ def test_a_step_works_for_a_job_that_takes_the_pool(broker: PostgresBroker, db: 
 
 
 @pytest.fixture
-def locker(database: str) -> Iterator[psycopg.Connection]:
+def locker(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
     """A session of somebody else, in transactions."""
+    monkeypatch.setattr(job_transaction, "_LIMITS", "SET LOCAL lock_timeout = '300ms'")
     with psycopg.connect(database) as conn:
         yield conn
 
