@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 
 from tests.cli.conftest import Worker
@@ -22,6 +24,18 @@ from worker import exits
 
 WAIT = 60.0
 FIND_SCRATCH = "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, 'worker_bench_')"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """The bench has its process log errors only, and here that is the tests' own."""
+    config, root, ours = structlog.get_config(), logging.getLogger(), logging.getLogger("worker")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    structlog.configure(**config)
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 def left_behind(db: psycopg.Connection) -> list[str]:
