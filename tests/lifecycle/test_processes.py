@@ -111,6 +111,8 @@ def counting(database: str) -> Iterator[list[int]]:
 def test_they_share_the_budget_and_stop_together(start: Any, db: psycopg.Connection) -> None:
     worker = all_work(start("--slots", "7"))
 
+    # They say that they run before their rows are written.
+    wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.worker") == 3, WAIT, "their rows")
     assert sorted(db.execute("SELECT pool_size, slots FROM worker.worker")) == [(3, 2), (3, 2), (3, 3)]
     children = pids(worker).values()
     assert worker.end() == 0
