@@ -12,7 +12,6 @@ Prints how long each kind of fault was felt after it was over, and a verdict; ex
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ import psycopg
 
 from tests.chaos.cable import Cable
 from tests.chaos.fault_jobs import NAME, SCHEMA, effect
+from tests.chaos.logs import complaints
 from tests.chaos.server import Server, started
 from worker import bind
 from worker.queue.schema import Schema
@@ -266,7 +266,7 @@ def main() -> int:
         scene = Scene(server, workers, random.Random(options.seed))  # noqa: S311  # chaos, repeatable
         wrong = _play(scene, options.seconds)
         print(_table(scene.felt))
-        print(f"{scene.num_ended} workers ended by themselves; errors in the logs {dict(_complaints(folder))}")
+        print(f"{scene.num_ended} workers ended by themselves; errors in the logs {dict(complaints(folder))}")
         if any(wrong.values()):
             print(f"the logs are in {folder}")
         else:
@@ -327,17 +327,6 @@ def _table(felt: dict[str, list[float]]) -> str:
         if name in felt
     ]
     return "\n".join(lines)
-
-
-def _complaints(folder: Path) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for log in folder.glob("worker-*.log"):
-        for line in log.read_text(errors="replace").splitlines():
-            with suppress(ValueError):  # what is no JSON was said by the interpreter
-                event = json.loads(line)
-                if event.get("level") in ("error", "critical"):
-                    found[event["event"]] += 1
-    return found
 
 
 def _rounded(numbers: Any) -> list[int]:

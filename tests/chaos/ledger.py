@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 import psycopg
 
 from tests.chaos.ledger_jobs import SCHEMA, transfer
+from tests.chaos.logs import complaints
 from tests.chaos.server import Server, started
 from worker import bind
 from worker.queue.schema import Schema
@@ -96,15 +96,6 @@ class Fleet:
             worker.kill()
             worker.wait(30)
 
-    def complaints(self) -> Counter[str]:
-        """How often each event of level error or worse is in the logs."""
-        found: Counter[str] = Counter()
-        for log in self._folder.glob("worker-*.log"):
-            for line in log.read_text(errors="replace").splitlines():
-                if '"level": "error"' in line or '"level": "critical"' in line:
-                    found[line.partition('"event": "')[2].partition('"')[0]] += 1
-        return found
-
 
 def main() -> int:
     options = _options()
@@ -116,7 +107,7 @@ def main() -> int:
             story = _run(server, fleet, options, chance)
             codes = fleet.stop()
         wrong = _audit(server, options.transfers)
-        print(f"{story}; exit codes at the end {codes}; errors in the logs {dict(fleet.complaints())}")
+        print(f"{story}; exit codes at the end {codes}; errors in the logs {dict(complaints(Path(folder)))}")
     if codes != [0] * len(codes):
         wrong["workers that did not stop in order"] = sum(code != 0 for code in codes)
     for name, count in wrong.items():

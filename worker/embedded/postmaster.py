@@ -50,7 +50,7 @@ def _forget_a_stranger(data: Path, pid: int) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        pass
+        pass  # it lives, and is somebody else's
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 

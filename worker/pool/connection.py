@@ -23,9 +23,7 @@ _GOODBYE = 2.0
 _LET_GO = 1.0
 # The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
 _HANGUP = getattr(select, "POLLRDHUP", 0)
-# Looked up at each checkout and return.
-_BAD = ConnStatus.BAD
-_IDLE = TransactionStatus.IDLE
+_BAD = ConnStatus.BAD  # looked up at each checkout and return
 _CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
@@ -89,7 +87,7 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
         """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
-        if self._num_transactions and self.pgconn.transaction_status == _IDLE:
+        if self.is_promised:
             with self.lock:
                 self.wait(self._start_query())
             if self._pipeline:

@@ -49,9 +49,14 @@ class BeginsAlong:
         self._refuse_if_promised("start a two-phase transaction")
         yield from super()._tpc_begin_gen(xid)  # type: ignore[misc]
 
-    def _refuse_if_promised(self, what: str) -> None:
+    @property
+    def is_promised(self) -> bool:
+        """Whether a transaction is promised, and has not begun."""
         this: Any = self
-        if this._num_transactions and this.pgconn.transaction_status == _IDLE:
+        return bool(this._num_transactions and this.pgconn.transaction_status == _IDLE)
+
+    def _refuse_if_promised(self, what: str) -> None:
+        if self.is_promised:
             raise psycopg.ProgrammingError(f"can't {what} now: a transaction is in progress")
 
 
@@ -68,8 +73,7 @@ class FirstStatement:
 
     def _execute_gen(self, query: Query, params: Params | None = None, **options: Any) -> Gen:
         conn = self._conn
-        if (checkout := conn.checkout) is not None:
-            checkout.statement = query
+        _tell(conn, query)
         if (
             conn.pgconn.transaction_status != _IDLE
             or conn._autocommit

@@ -11,7 +11,6 @@ from weakref import ref
 
 import psycopg
 from psycopg._connection_base import BaseConnection
-from psycopg.pq import TransactionStatus
 
 from worker import clock
 from worker.pool.connection import Connection
@@ -73,7 +72,7 @@ class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
     @asynccontextmanager
     async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncTransaction]:
         """As psycopg's: nested in a transaction that is only promised, it begins that one first."""
-        if self._num_transactions and self.pgconn.transaction_status == TransactionStatus.IDLE:
+        if self.is_promised:
             async with self.lock:
                 await self.wait(self._start_query())
             if self._pipeline:

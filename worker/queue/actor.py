@@ -360,17 +360,7 @@ def job(
         ConfigError: A value cannot work.
     """
     name, queue, timeout = _by_dramatiqs_names(name, queue, timeout, options)
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        raise ConfigError(f"job timeout {timeout!r}: expected more than 0 seconds, or None for no limit")
-    if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
-        raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
-    if not (isinstance(queue, str) and _QUEUE_NAME.fullmatch(queue)):
-        raise ConfigError(
-            f"job queue {queue!r}: expected a letter or an underscore, then letters, digits, dots, dashes or"
-            " underscores"
-        )
-    if name is not None and not (isinstance(name, str) and name and "\0" not in name):
-        raise ConfigError(f"job name {name!r}: expected text")
+    _check_values(name, queue, priority, timeout)
     declaring: Callable[..., Any] = Job
     declared = partial(declaring, limit=limit, rate=rate, unique=unique, aliases=aliases, former_names=former_names)
     decorator = dramatiq.actor(
@@ -382,6 +372,20 @@ def job(
         **options,
     )
     return decorator if fn is None else decorator(fn)
+
+
+def _check_values(name: str | None, queue: str, priority: int, timeout: float | None) -> None:
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise ConfigError(f"job timeout {timeout!r}: expected more than 0 seconds, or None for no limit")
+    if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
+        raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
+    if not (isinstance(queue, str) and _QUEUE_NAME.fullmatch(queue)):
+        raise ConfigError(
+            f"job queue {queue!r}: expected a letter or an underscore, then letters, digits, dots, dashes or"
+            " underscores"
+        )
+    if name is not None and not (isinstance(name, str) and name and "\0" not in name):
+        raise ConfigError(f"job name {name!r}: expected text")
 
 
 def _by_dramatiqs_names(
