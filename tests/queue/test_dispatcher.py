@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from tests.factories import backend_pid, column, scalar, terminate
 from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
@@ -317,3 +318,42 @@ def test_a_dead_workers_job_is_run_by_another_within_seconds(
 
     with dispatching(database, feed):
         assert feed.was_put.wait(6)
+
+
+# A server in trouble
+
+
+def test_a_server_that_takes_some_writes_and_not_others_is_told_once_and_once_when_it_takes_all(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    """As with a full disk: the heartbeat finds room in its page, and what is done finds none in the history."""
+    db.execute(
+        """
+        CREATE SEQUENCE refusals;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM nextval('refusals');
+            RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100';
+        END $$;
+        """
+    )
+    insert_job()
+    feed = NotingFeed(limit=1)
+    with capture_logs() as logs, dispatching(database, feed) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        db.execute(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON worker.job_history FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+
+        [claimed] = feed.put_here
+        settled = dispatcher.settle(Settlement(claimed.id, claimed.token, Outcome.DONE))
+        wait_until(lambda: scalar(db, "SELECT last_value FROM refusals") >= 4, WAIT, "some tries")
+        assert not settled.done()
+        db.execute("DROP TRIGGER full_disk ON worker.job_history")
+
+        assert settled.result(WAIT)
+        wait_until(lambda: dispatcher.is_connected, WAIT, "the dispatcher to say so")
+    told = [entry["event"] for entry in logs if entry["event"].startswith("dispatcher.")]
+    assert [event for event in told if event != "dispatcher.parted"] == [
+        "dispatcher.connected", "dispatcher.disconnected", "dispatcher.connected",
+    ]  # fmt: skip

@@ -7,11 +7,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from tests.factories import column, scalar
 from tests.queue.conftest import SCHEMA, InsertJob, claim, dispatching
 from worker import clock
 from worker.queue.claim import Claim
+from worker.queue.group_commit import GroupCommit
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.new_job import NewJob
@@ -240,6 +242,22 @@ def test_an_outcome_that_cannot_be_stored_spoils_no_other_of_its_batch(
 
     assert column(db, "SELECT id FROM worker.job_dead") == [jobs[-1].id]
     assert scalar(db, "SELECT count(*) FROM worker.job_history WHERE outcome = 'done'") == 39
+
+
+def test_an_outcome_waits_for_a_server_that_is_read_only_for_a_while(claimed: Claim, db: psycopg.Connection) -> None:
+    """It is not the outcome that cannot be stored: burying the job would make a failover's moment final."""
+    outcomes = GroupCommit(SCHEMA, History(SCHEMA), lambda settlement, held: None)
+    written = outcomes.add(outcome_of(claimed))
+    db.execute("SET default_transaction_read_only = on")
+
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), capture_logs() as logs:
+        outcomes.write_apart(db, outcomes.take())
+
+    assert logs == []
+    db.execute("SET default_transaction_read_only = off")
+    outcomes.write_apart(db, outcomes.take())
+    assert written.result(0)
+    assert column(db, "SELECT outcome FROM worker.job_history") == ["done"]
 
 
 def test_a_job_that_is_done_when_the_history_has_ended_is_recorded_as_done(

@@ -352,8 +352,11 @@ def test_what_jobs_do_to_prepared_statements_spoils_no_commit(
 # What costs no attempt
 
 
-@pytest.mark.parametrize("state", ["40001", "40P01"], ids=["serialization failure", "deadlock"])
-def test_a_conflict_with_another_transaction_costs_no_attempt(
+REFUSED = {"serialization failure": "40001", "deadlock": "40P01", "read-only server": "25006", "disk full": "53100"}
+
+
+@pytest.mark.parametrize("state", REFUSED.values(), ids=REFUSED.keys())
+def test_a_conflict_or_a_server_that_takes_no_writes_costs_no_attempt(
     broker: PostgresBroker, db: psycopg.Connection, state: str
 ) -> None:
     first = Once()

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from tests.factories import scalar
 from tests.leaks import threads
 from tests.schedule.standins import SCHEMA, Book, counted, dispatcher, enqueue, schedule
 from tests.waiting import wait_until
@@ -155,6 +156,32 @@ def test_a_schedule_that_fails_does_not_stop_the_others(book: Book, database: st
 
     assert {entry["schedule"] for entry in named(logs, "schedule.failed")} == {"broken"}
     assert book.told("broken") == []
+
+
+@pytest.mark.parametrize("state", ["53100", "25006"], ids=["disk full", "read-only"])
+def test_a_server_that_takes_no_writes_is_told_once_for_all_schedules(
+    book: Book, database: str, logs: list[Any], state: str
+) -> None:
+    book.db.execute(
+        f"""
+        CREATE SEQUENCE refusals;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM nextval('refusals');
+            RAISE EXCEPTION 'no' USING ERRCODE = '{state}';
+        END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON worker.tick FOR EACH ROW EXECUTE FUNCTION refuse()
+        """.encode()
+    )
+    several = [schedule(name, trigger=Every(1)) for name in ("one", "two", "three")]
+
+    with dispatcher(database) as submit, scheduler(submit, *several):
+        refusals = "SELECT last_value FROM refusals"
+        wait_until(lambda: scalar(book.db, refusals) >= 3, PATIENCE, "some looks in vain")
+        book.db.execute("DROP TRIGGER refuse ON worker.tick")
+        wait_until(lambda: len(book.told("three")) >= 2, PATIENCE, "ticks when it takes writes again")
+
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["scheduler.looks_failed"]
 
 
 def test_while_nothing_ticks_a_heartbeat_of_one_statement_is_all(

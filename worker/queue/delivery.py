@@ -30,6 +30,8 @@ current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
 # admin_shutdown, crash_shutdown, cannot_connect_now
 _LEAVING = ("57P01", "57P02", "57P03")
 _CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+# The server takes no writes at the moment: half way through a failover, or without room.
+_REFUSALS = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.DiskFull)
 _DEFAULT_RETRIES = 20
 _MAX_CUTS = 5
 _MIN_BACKOFF_MS = 15_000
@@ -148,12 +150,16 @@ class Delivery(MessageProxy):
         return not self.connected or isinstance(exception, Shutdown | LeaseLost) or self.was_cut(exception)
 
     def was_cut(self, exception: BaseException | None) -> bool:
-        """Whether the run lost its connection or a conflict; free only so often, for it may be the job's own doing."""
+        """
+        Whether the run lost its connection or a conflict, or met a server that takes no writes.
+
+        Free only so often, for it may be the job's own doing.
+        """
         if exception is None or self.cuts >= _MAX_CUTS:
             return False
         if self.conn is None:
             return self.step_cut or (self.takes_pool and _is_disconnection(exception))
-        return self.conn.broken or isinstance(exception, _CONFLICTS)
+        return self.conn.broken or isinstance(exception, _CONFLICTS + _REFUSALS)
 
     def note_step_cut(self, conn: psycopg.Connection[Any] | None, error: Exception) -> None:
         """
@@ -161,7 +167,7 @@ class Delivery(MessageProxy):
 
         So only errors within a step's own transaction are noted, not those of a function that is called without one.
         """
-        self.step_cut = (conn is not None and conn.broken) or isinstance(error, _CONFLICTS)
+        self.step_cut = (conn is not None and conn.broken) or isinstance(error, _CONFLICTS + _REFUSALS)
 
     @property
     def takes_pool(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -41,7 +42,9 @@ _POLL_WITH_OTHERS = 1.0
 _POLL_IN_RESCUE = 0.25
 # A job that is cancelled may be on its way to its body, where no interrupt reaches it yet.
 _POLL_IN_CANCEL = 0.25
-_RECONNECT = 0.2
+# Between two attempts to work with the server, growing. At most a third of what others wait until they take a worker
+# without a session for dead (`lease._COUNTDOWN`): all come back at once, and not all in the same moment.
+_RECONNECT, _RECONNECT_MOST = 0.1, 0.5
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
 _HOUSEKEEPING_AGAIN = 10.0
@@ -88,6 +91,7 @@ class Dispatcher:
         self._left_held = self._left_throttled = False
         self._stop_by: float | None = None
         self._connected = False
+        self._num_failed = 0
         self._hungry = True
         self._renew_at = self._keep_house_at = 0.0
         self._next_due = self._admit_at = self._clear_at = float("inf")
@@ -246,7 +250,9 @@ class Dispatcher:
             with self._pool.pinned() as conn:
                 self._attach(conn)
                 while not self._finished:
-                    self._wait(conn, self._run_once(conn))
+                    seconds = self._run_once(conn)
+                    self._say_connected()
+                    self._wait(conn, seconds)
                 self._detach(conn)
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
             # Internal errors are among others the refusals of a server that is read-only or half way through failover.
@@ -254,7 +260,23 @@ class Dispatcher:
                 logger.warning("dispatcher.disconnected", reason=str(exc).strip())
             self._connected = False
             self._busy_since = None
-            self._alarm.wait(_RECONNECT)
+            self._back_off()
+
+    def _say_connected(self) -> None:
+        """Behind a pass: a server in trouble may take a connection, and then refuse again what is to be written."""
+        if not self._connected:
+            logger.info("dispatcher.connected", worker=str(self.lease.worker_id))
+        self._connected = True
+        self._num_failed = 0
+
+    def _back_off(self) -> None:
+        """Pause, whoever rings for what the server cannot do; only the news that it is to end is heard at once."""
+        stopping = self._stop_by is not None
+        most = min(_RECONNECT_MOST, _RECONNECT * 2**self._num_failed)
+        self._num_failed = min(self._num_failed + 1, 10)
+        until = clock.monotonic() + most * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
+        while (stopping or self._stop_by is None) and (left := until - clock.monotonic()) > 0:
+            self._alarm.wait(left)
 
     @property
     def _finished(self) -> bool:
@@ -275,8 +297,6 @@ class Dispatcher:
         self.schema.check(conn)
         self._pauses = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
-        logger.info("dispatcher.connected", worker=str(self.lease.worker_id))
-        self._connected = True
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0
         self._tell_of_schedules()

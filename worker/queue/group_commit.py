@@ -89,7 +89,7 @@ class GroupCommit:
             The rest, to be confirmed, put back or written apart.
 
         Raises:
-            OperationalError: The database is away; nothing is forgotten, of the rest neither.
+            psycopg.Error: The database is away, or takes no writes; nothing is forgotten, of the rest neither.
         """
         rest = [item for item in batch if item[0].is_one_statement]
         if len(rest) < len(batch):
@@ -118,7 +118,7 @@ class GroupCommit:
         Write *batch* although something is wrong with it: in halves, until what is in the way is alone.
 
         Raises:
-            OperationalError: The database is away; nothing is forgotten.
+            psycopg.Error: The database is away, or takes no writes; nothing is forgotten.
         """
         try:
             self._write(conn, batch)
@@ -142,7 +142,7 @@ class GroupCommit:
         except psycopg.errors.LockNotAvailable:
             self._write_later(conn, batch)
             return
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):
             raise
         except psycopg.Error as exc:
             self._write_apart(conn, batch, exc)

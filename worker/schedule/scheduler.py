@@ -119,6 +119,7 @@ class Scheduler:
         self._underway: Counter[str] = Counter()
         self._waiting: dict[str, Look] = {}
         self._stale: set[str] = set()
+        self._out_of_reach: set[str] = set()
         self._undeclared = list(self._declared)
         self._booted = self._declaring_again = False
         self._revision: tuple[int, int] | None = None
@@ -202,11 +203,11 @@ class Scheduler:
             self._look_at_waiting()
 
         def failed(exc: BaseException) -> None:
-            if len(taken) == 1:
-                _log_failure(taken[0][0].name, exc)
-            elif not taken or _is_out_of_reach(exc):
+            if not taken or _is_out_of_reach(exc):
                 # For every one of them.
-                _log_failure(_LOOKS, exc)
+                self._say_failed(_LOOKS, exc)
+            elif len(taken) == 1:
+                self._say_failed(taken[0][0].name, exc)
             else:
                 # One of them failed and took the others with it: each by itself, the others pass.
                 for look in taken:
@@ -226,7 +227,7 @@ class Scheduler:
     def _after_look(self, schedule: Schedule, tick: datetime | None, done: Pass) -> None:
         self._decided(schedule, done.entries)
         if done.failed is not None:
-            _log_failure(schedule.name, done.failed)
+            self._say_failed(schedule.name, done.failed)
         if done.refused != "stale":
             self._stale.discard(schedule.name)
         elif schedule.name not in self._stale and schedule.source == "code":
@@ -363,11 +364,27 @@ class Scheduler:
             if future.cancelled():
                 return
             if exc := future.exception():
-                (failed or partial(_log_failure, name))(exc)
-            elif (result := future.result()) is not None:
-                then(result)
+                (failed or partial(self._say_failed, name))(exc)
+                return
+            if (result := future.result()) is None:
+                return
+            if result != []:  # a look that found nobody waiting proves nothing
+                self._out_of_reach.discard(name)
+            then(result)
 
         _submitted(submit or self._submit, work_unless_stopped).add_done_callback(settle)
+
+    def _say_failed(self, name: str, exc: BaseException) -> None:
+        """Of a database that is out of reach once, however many ticks come meanwhile: each is found again."""
+        if _is_out_of_reach(exc):
+            if name in self._out_of_reach:
+                return
+            self._out_of_reach.add(name)
+        event = f"scheduler.{_INTERNAL[name]}_failed" if name in _INTERNAL else "schedule.failed"
+        fields = {} if name in _INTERNAL else {"schedule": name}
+        # A database out of reach needs no traceback; anything else does, as it may be ours.
+        trace = None if isinstance(exc, psycopg.OperationalError) else exc
+        log.warning(event, **fields, error=f"{type(exc).__name__}: {exc}", exc_info=trace)
 
 
 def _submitted(submit: Submit, work: Callable[[Connection[Any]], T]) -> Future[T]:
@@ -387,16 +404,10 @@ def _log_declared(schedule: Schedule, change: Declared) -> None:
         log.warning("schedule.gap", schedule=schedule.name, warning=warning)
 
 
-def _log_failure(name: str, exc: BaseException) -> None:
-    event = f"scheduler.{_INTERNAL[name]}_failed" if name in _INTERNAL else "schedule.failed"
-    fields = {} if name in _INTERNAL else {"schedule": name}
-    # A database out of reach needs no traceback; anything else does, as it may be ours.
-    trace = None if isinstance(exc, psycopg.OperationalError) else exc
-    log.warning(event, **fields, error=f"{type(exc).__name__}: {exc}", exc_info=trace)
-
-
 def _is_out_of_reach(exc: BaseException) -> bool:
-    """Whether there was no talking to the database; a timeout, a deadlock, a full disk may be one schedule's doing."""
+    """Whether the database could not be talked to, or takes no writes; a timeout, a deadlock may be one schedule's."""
+    if isinstance(exc, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.DiskFull):
+        return True
     if not isinstance(exc, psycopg.OperationalError) or isinstance(exc, psycopg.errors.QueryCanceled):
         return False
     # By the classes of Postgres' error codes: connection exceptions, and an operator's intervention.
