@@ -11,7 +11,9 @@ import pytest
 
 from tests.factories import own_database
 from tests.queue.conftest import SCHEMA
+from worker import Queues
 from worker.queue.lease_statements import LIST_CLAIMED, RESCUE_JOBS
+from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
 
 OTHERS = """
@@ -24,21 +26,22 @@ OTHERS = """
         FROM generate_series(1, 50000) AS n
     ) AS made"""
 
+CLAIM: dict[str, Any] = {
+    "queues": ["default", "mail"],
+    "actors": ["charge"],
+    "limit": 10,
+    "free": 10,
+    "holding": ["hold"],
+    "checkouts": 2,
+    "idle": False,
+    "worker": uuid4(),
+}
+WITHIN_LIMITS = {**CLAIM, "limited": ["billing"]}
+
 CASES: dict[str, tuple[LiteralString, dict[str, Any], str]] = {
-    "claim": (
-        CLAIM_JOBS,
-        {
-            "queues": ["default", "mail"],
-            "actors": ["charge"],
-            "limit": 10,
-            "free": 10,
-            "holding": ["hold"],
-            "checkouts": 2,
-            "idle": False,
-            "worker": uuid4(),
-        },
-        "job_available",
-    ),
+    "claim": (CLAIM_JOBS, CLAIM, "job_available"),
+    "claim within limits": (CLAIM_WITHIN_LIMITS, WITHIN_LIMITS, "job_available"),
+    "count what runs of a queue": (CLAIM_WITHIN_LIMITS, WITHIN_LIMITS, "job_running"),
     "promote": (PROMOTE_DUE, {}, "job_scheduled"),
     "rescue": (RESCUE_JOBS, {"dead": uuid4(), "max_crashes": 3, "reason": "crashed"}, "job_running"),
     "reconcile": (LIST_CLAIMED, {"worker": uuid4()}, "job_running"),
@@ -53,6 +56,8 @@ def crowded(server: str) -> Iterator[psycopg.Connection]:
     """A session like the dispatcher's on a table that holds 50,000 jobs of another queue; the tests only look."""
     with own_database(server) as url, psycopg.connect(url, autocommit=True) as db:
         db.execute(OTHERS)
+        Queues(db).limit("billing", running=5, starts=10, per=60, force=True)
+        db.execute("INSERT INTO worker.job (queue, actor, args) VALUES ('billing', 'charge', '{}')")
         db.execute("VACUUM ANALYZE worker.job")
         db.execute("SET enable_seqscan = off")
         yield db

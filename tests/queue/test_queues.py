@@ -14,8 +14,8 @@ from tests.waiting import wait_until
 from worker import ArgumentError, NotFound, Queues, clock
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.feed import Room
+from worker.queue.flow import Flow
 from worker.queue.lease import Lease
-from worker.queue.pauses import Pauses
 from worker.queue.statements import HAS_WORK
 
 WAIT = 15.0
@@ -69,7 +69,7 @@ def test_a_running_worker_hears_of_a_pause_at_once(
         pass_by(dispatcher, db)
         before = clock.monotonic()
         Queues(db).pause("default", force=True)
-        wait_until(lambda: dispatcher._pauses.queues, WAIT, "the dispatcher to know of the pause")
+        wait_until(lambda: dispatcher._flow.paused_queues, WAIT, "the dispatcher to know of the pause")
         took = clock.monotonic() - before
         insert_job()
         pass_by(dispatcher, db)
@@ -85,7 +85,7 @@ def test_a_pause_whose_notification_was_lost_is_seen_by_the_next_heartbeat(
         pass_by(dispatcher, db)
         before = clock.monotonic()
         db.execute("INSERT INTO worker.pause (kind, name) VALUES ('queue', 'default')")
-        wait_until(lambda: dispatcher._pauses.queues, WAIT, "the dispatcher to know of the pause")
+        wait_until(lambda: dispatcher._flow.paused_queues, WAIT, "the dispatcher to know of the pause")
 
         assert clock.monotonic() - before < HEARTBEAT
 
@@ -107,8 +107,8 @@ def test_a_paused_actor_stays_and_holds_nobody_up(database: str, insert_job: Ins
     insert_job(actor="charge", due_in=-5)
     Queues(db).pause(actor="charge")
 
-    assert Pauses.of([], ["charge"]).leave_out([Room(["default"], ["charge", "mail"], 3, holding=["charge"])]) == [
-        Room(["default"], ["mail"], 3, holding=[])
+    assert Flow.of([], ["charge"]).through([Room(["default"], ["charge", "mail"], 3, holding=["charge"])]) == [
+        Room(["default"], ["mail"], 3, holding=[], limited=[])
     ]
     feed = NotingFeed(limit=1)
     with dispatching(database, feed) as dispatcher:
@@ -249,6 +249,6 @@ def test_what_a_worker_learns_later_comes_with_its_heartbeat(db: psycopg.Connect
     lease = Lease(SCHEMA, duration=10.0, slots=1, pool_size=2)
     lease.register(db)
 
-    lease.beat(db, [Room(["mail"], ["send"], 0)], Pauses.of(["mail"], ["send"]))
+    lease.beat(db, [Room(["mail"], ["send"], 0)], Flow.of(["mail"], ["send"]))
 
     assert db.execute("SELECT queues, actors FROM worker.worker").fetchall() == [(["mail"], ["send"])]

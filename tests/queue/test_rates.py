@@ -284,6 +284,13 @@ def test_a_limit_and_a_rate_that_would_hold_each_other_up_are_refused(broker: Po
         def bill(customer: int, account: int) -> None: ...
 
 
+def test_the_name_of_a_queues_starts_is_refused(broker: PostgresBroker) -> None:
+    with pytest.raises(ConfigError, match=r"job 'visit': rate 'queue:mail': expected a name without 'queue:' before"):
+
+        @job(broker=broker, rate=Rate(1, per=1, name="queue:mail"))
+        def visit() -> None: ...
+
+
 @pytest.mark.parametrize(("size", "per"), [(0, 1), (True, 1), (1.5, 1), (1, 0), (1, -1), (1, "60"), (1, float("nan"))])
 def test_a_rate_that_cannot_work_is_refused(size: Any, per: Any) -> None:
     with pytest.raises(ConfigError, match="expected"):

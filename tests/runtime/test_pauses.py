@@ -29,7 +29,7 @@ def test_a_paused_queue_finishes_what_runs_and_keeps_what_is_sent(
     held = hold.send()
     assert started.wait(WAIT)
     Queues(db).pause("default")
-    wait_until(lambda: worker.dispatcher._pauses.queues, WAIT, "the worker to know of the pause")
+    wait_until(lambda: worker.dispatcher._flow.paused_queues, WAIT, "the worker to know of the pause")
     go_on.set()
 
     assert outcome(db, held) == "done"

@@ -1,4 +1,4 @@
-"""`worker queues`: look at them, pause and resume them."""
+"""`worker queues`: look at them, pause and resume them, limit them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from worker.cli.settings import NO_DATABASE, configured, database_url, schema_na
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from worker.queue.queue_limit import QueueLimit
     from worker.queue.queues import FoundQueue, Queues
 
 _WIDE = 240
@@ -23,7 +24,7 @@ _actor = click.option("--actor", metavar="NAME", help="An actor, in every queue,
 
 @click.group("queues", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Look at queues, pause and resume them."""
+    """Look at queues, pause and resume them, limit them."""
 
 
 @command.command("list")
@@ -82,6 +83,53 @@ def resume(name: str | None, actor: str | None, **overrides: Any) -> None:
     click.echo(f"resumed {_named(name, actor)}" if resumed else f"{_named(name, actor)} was not paused")
 
 
+@command.command()
+@click.argument("name")
+@click.option("--running", type=int, metavar="N", help="At most so many of its jobs run at once.")
+@click.option("--starts", type=int, metavar="N", help="At most so many of its jobs start ...")
+@click.option("--per", type=float, metavar="SECONDS", help="... within any so many seconds.")
+@click.option("--off", is_flag=True, help="Lift the limit.")
+@click.option("--force", is_flag=True, help="Also a name that nobody uses yet.")
+@schema_name
+@database_url
+def limit(
+    name: str,
+    running: int | None,
+    starts: int | None,
+    per: float | None,
+    off: bool,
+    force: bool,
+    **overrides: Any,
+) -> None:
+    """
+    Let at most so many jobs of queue NAME run at once, or start within some seconds, on all workers together.
+
+    Each call states the whole limit: what is not named is not limited any more.
+    """
+    given = (running, starts, per)
+    if off and given != (None, None, None):
+        raise click.UsageError("--off lifts the whole limit: say it alone")
+    if not off and given == (None, None, None):
+        raise click.UsageError("say which limit: --running N, --starts N --per SECONDS, or --off")
+    from worker.queue.queue_limit import QueueLimit
+
+    now = None if off else QueueLimit.of(name, running, starts, per)
+    with _queues(overrides) as queues:
+        if now is None:
+            before = queues.unlimit(name)
+        else:
+            before = queues.limit(name, running=running, starts=starts, per=per, force=force)
+    click.echo(_told(name, now, before))
+
+
+def _told(name: str, now: QueueLimit | None, before: QueueLimit | None) -> str:
+    if now is None:
+        return (
+            f"queue {name} was not limited" if before is None else f"queue {name} is limited no more (before: {before})"
+        )
+    return f"limited queue {name} to {now}" + ("" if before is None else f" (before: {before})")
+
+
 @contextmanager
 def _queues(overrides: dict[str, Any]) -> Iterator[Queues]:
     from worker.cli.database import connect
@@ -110,6 +158,8 @@ def _named(name: str | None, actor: str | None) -> str:
 def _notes(queue: FoundQueue) -> Iterator[str]:
     if queue.paused_at is not None:
         yield f"paused since {_instant(queue.paused_at)}"
+    if queue.limit is not None:
+        yield f"limited to {queue.limit}"
     if not queue.workers and queue.waiting:
         yield "no live worker serves it"
     for actor, jobs in sorted(queue.unknown.items()):

@@ -19,11 +19,11 @@ from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.exchange import Errand, exchange
 from worker.queue.feed import Feed, Room
+from worker.queue.flow import Flow
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
 from worker.queue.lease import Lease, Look
 from worker.queue.new_job import NewJob
-from worker.queue.pauses import Pauses
 from worker.queue.progress import Reports
 from worker.queue.schema import Schema
 from worker.queue.sends import Send, Sends
@@ -87,7 +87,7 @@ class Dispatcher:
         self.reports = Reports()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
-        self._pauses = Pauses()
+        self._flow = Flow()
         self._left_held = self._left_throttled = False
         self._stop_by: float | None = None
         self._connected = False
@@ -295,7 +295,7 @@ class Dispatcher:
         for channel in self.schema.channels.values():
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         self.schema.check(conn)
-        self._pauses = self.lease.register(conn, self._feed.rooms())
+        self._flow = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0
@@ -338,12 +338,15 @@ class Dispatcher:
                 self._keep_house_at = now + _HOUSEKEEPING
 
     def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
-        if (self._has_lanes or self._has_rates) and (now := clock.monotonic()) >= self._sweep_at:
+        limited = bool(self._flow.limited_queues)
+        if (self._has_lanes or self._has_rates or limited) and (now := clock.monotonic()) >= self._sweep_at:
             self._sweep_at = now + _SWEEP
             if self._has_lanes:
                 lanes.sweep(conn, self.schema)
             if self._has_rates:
                 rates.sweep(conn, self.schema)
+            elif limited:
+                rates.sweep_starts(conn, self.schema)
 
     @property
     def _has_lanes(self) -> bool:
@@ -378,21 +381,25 @@ class Dispatcher:
         self._hungry |= admitting or clearing
         # With whatever else is to be written, and with the heartbeat when there is nothing else.
         said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
-        served = self._feed.rooms() if renewing or (self._hungry and self._claiming) else ()
+        # Each pass may be due to a job of a limited queue that is over, too.
+        hungry = self._hungry or bool(self._flow.limited_queues)
+        served = self._feed.rooms() if renewing or (hungry and self._claiming) else ()
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
             new=new,
             begun=self._feed.begun(),
-            rooms=self._rooms(self._pauses.leave_out(served)),
+            rooms=self._rooms(self._flow.through(served)),
             promoting=promoting,
             admitting=admitting,
             clearing=clearing,
             renewing=renewing,
             served=served,
-            pauses=self._pauses,
+            flow=self._flow,
             said=said,
         )
         if not errand.num_statements:
+            # Limited queues would be looked at again, and there is no slot: one that gets free rings.
+            self._admit_at = self._clear_at = float("inf")
             return
         try:
             reply = exchange(conn, self.schema, self.lease, errand)
@@ -438,7 +445,7 @@ class Dispatcher:
 
     def _rooms(self, served: Sequence[Room]) -> list[Room]:
         """What to claim for. Hungry afterwards if there may be more: a slot that gets free rings."""
-        if not (self._hungry and self._claiming):
+        if not (self._claiming and (self._hungry or any(room.limited for room in served))):
             return []
         rooms = [room for room in served if room.limit > 0]
         self._hungry = any(room.is_tight for room in served)
@@ -456,14 +463,14 @@ class Dispatcher:
         """Follow what the heartbeat saw; whether there is something to claim."""
         if look is None:
             logger.error("worker.declared_dead", worker=str(self.lease.worker_id))
-            self._pauses = self.lease.register(conn, self._feed.rooms())
+            self._flow = self.lease.register(conn, self._feed.rooms())
             self._reconcile(conn)
             return False
         now = clock.monotonic()
         rescued = look.needs_rescue and self.lease.rescue(conn) > 0
-        if look.pauses != self._pauses:
+        if look.flow != self._flow:
             # What is resumed by this was not looked for.
-            self._pauses = look.pauses
+            self._flow = look.flow
             self._hungry = True
             self.wake()
         self._left_held, self._left_throttled = look.has_held, look.has_throttled

@@ -11,13 +11,14 @@ import psycopg
 
 from worker.queue.claim import Claim
 from worker.queue.feed import Room
+from worker.queue.flow import Flow
 from worker.queue.insertion import insert
 from worker.queue.lanes import admit, has_left_some
 from worker.queue.lease import Lease, Look
+from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS, read_claim
 from worker.queue.new_job import NewJob
-from worker.queue.pauses import Pauses
 from worker.queue.progress import Progress, Proof, write_progress
-from worker.queue.rates import Cleared, clear, what_is_left
+from worker.queue.rates import clear, what_is_left
 from worker.queue.schema import Schema
 from worker.queue.settlement import Settlement, send_settlements
 from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
@@ -48,7 +49,7 @@ class Errand(NamedTuple):
     clearing: bool = False
     renewing: bool = False
     served: Sequence[Room] = ()
-    pauses: Pauses = Pauses()
+    flow: Flow = Flow()
     said: Sequence[tuple[Proof, Progress]] = ()
 
     @property
@@ -65,8 +66,8 @@ class Reply(NamedTuple):
     Args:
         owned: The settled jobs whose token still held.
         claims: For each room, what was claimed.
-        knocking: Some lanes or rates were in others' hands; look again in a moment.
-        opens_in: Seconds until the next job may start that waits for its rate; None when none does.
+        knocking: Some lanes, rates or limits were in others' hands; look again in a moment.
+        opens_in: Seconds until the next job may start that waits for its rate, or its queue's; None when none does.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
         heard: The jobs whose progress was written.
     """
@@ -102,17 +103,20 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             admitted = admit(conn, schema) if errand.admitting else None
             clearing = clear(conn, schema) if errand.clearing else None
             claimed = [_claim(conn, schema, lease, room) for room in errand.rooms]
-            beat = lease.beat(conn, errand.served, errand.pauses) if errand.renewing else None
+            beat = lease.beat(conn, errand.served, errand.flow) if errand.renewing else None
     except psycopg.Error:
         # psycopg takes a statement for prepared once it has sent it, also where the server never came to it.
         conn._prepared.clear()
         raise
-    cleared = what_is_left(clearing) if clearing is not None else Cleared(left_some=False, opens_in=None)
+    taken = [read_claim(rows, room) for rows, room in zip(claimed, errand.rooms, strict=True)]
+    left = [left for _, left in taken]
+    if clearing is not None:
+        left.append(what_is_left(clearing))
     return Reply(
         owned={row[0] for row in settled} if settled is not None else set(),
-        claims=[[Claim(*row) for row in rows] for rows in claimed],
-        knocking=(admitted is not None and has_left_some(admitted)) or cleared.left_some,
-        opens_in=cleared.opens_in,
+        claims=[claims for claims, _ in taken],
+        knocking=(admitted is not None and has_left_some(admitted)) or any(one.some for one in left),
+        opens_in=min((one.opens_in for one in left if one.opens_in is not None), default=None),
         look=lease.hear(beat) if beat is not None else None,
         heard={row[0] for row in reported} if reported is not None else set(),
     )
@@ -125,9 +129,10 @@ def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
 
 def _claim(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, room: Room) -> psycopg.Cursor[Any]:
     return conn.execute(
-        schema.render(CLAIM_JOBS).encode(),
+        schema.render(CLAIM_WITHIN_LIMITS if room.limited else CLAIM_JOBS).encode(),
         {
             "queues": list(room.queues),
+            "limited": list(room.limited),
             "actors": list(room.actors),
             "limit": room.limit,
             "free": room.limit if room.free is None else room.free,

@@ -18,6 +18,7 @@ class Room(NamedTuple):
         free: How many of them can start at once, the others ahead of their slot; all of them when None.
         holding: Actors beside *actors* whose runs hold a connection, of which *checkouts* can start.
         idle: Nothing runs here, so that a suspect would run alone.
+        limited: Queues beside *queues* of which only so many jobs may run or start over the whole fleet.
     """
 
     queues: Sequence[str]
@@ -27,6 +28,7 @@ class Room(NamedTuple):
     holding: Sequence[str] = ()
     checkouts: int = 0
     idle: bool = False
+    limited: Sequence[str] = ()
 
     @property
     def is_tight(self) -> bool:

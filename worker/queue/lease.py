@@ -12,6 +12,7 @@ import psycopg
 
 from worker import clock, log
 from worker.queue.feed import Room
+from worker.queue.flow import Flow
 from worker.queue.identity import uuid7
 from worker.queue.lease_statements import (
     FIND_DEAD,
@@ -26,7 +27,6 @@ from worker.queue.lease_statements import (
     TERMINATE_SESSIONS,
     UNREGISTER_WORKER,
 )
-from worker.queue.pauses import Pauses
 from worker.queue.schema import Schema
 
 logger = log.get_logger(__name__)
@@ -45,7 +45,7 @@ class Look(NamedTuple):
     has_available: bool
     needs_rescue: bool
     others_run: bool
-    pauses: Pauses
+    flow: Flow
     has_held: bool
     """Whether jobs wait before a lane, and ..."""
     has_throttled: bool
@@ -101,27 +101,27 @@ class Lease:
         """Seconds until others may rescue this worker's jobs; negative when they may have."""
         return self._renewed_at + self.duration - clock.monotonic()
 
-    def register(self, conn: psycopg.Connection[Any], served: Sequence[Room] = ()) -> Pauses:
+    def register(self, conn: psycopg.Connection[Any], served: Sequence[Room] = ()) -> Flow:
         """
         Say that this worker lives on *conn*'s session; again after each reconnect, which ends a countdown.
 
         Returns:
-            What is paused, so that not even the first claim takes it.
+            What is paused and limited, so that not even the first claim takes it.
         """
         self._registered_at = self._renewed_at = clock.monotonic()
         queues, actors = _names(served)
         parameters = {**self._row, "queues": queues, "actors": actors}
         row = self._execute(conn, REGISTER_WORKER, parameters).fetchone()
-        return Pauses.of(*row) if row is not None else Pauses()
+        return Flow.of(*row) if row is not None else Flow()
 
     def renew(self, conn: psycopg.Connection[Any], served: Sequence[Room]) -> Look | None:
         """The heartbeat; None when this worker was declared dead and its jobs are others' by now."""
         return self.hear(self.beat(conn, served))
 
-    def beat(self, conn: psycopg.Connection[Any], served: Sequence[Room], pauses: Pauses | None = None) -> Beat:
-        """The same for a pipeline: `hear` it when that is synced. What is paused of *served* is not looked for."""
+    def beat(self, conn: psycopg.Connection[Any], served: Sequence[Room], flow: Flow | None = None) -> Beat:
+        """The same for a pipeline: `hear` it when that is synced. What *flow* pauses is not looked for."""
         known_queues, known_actors = _names(served)
-        queues, actors = _names((pauses or Pauses()).leave_out(served))
+        queues, actors = _names((flow or Flow()).through(served))
         parameters = {
             "worker": self.worker_id,
             "known_queues": known_queues,
@@ -137,11 +137,8 @@ class Lease:
         if row is None:
             return None
         self._renewed_at = beat.asked_at
-        next_due, has_available, needs_rescue, others_run, held, throttled, paused_queues, paused_actors, cancelled = (
-            row
-        )
-        pauses = Pauses.of(paused_queues, paused_actors)
-        return Look(next_due, has_available, needs_rescue, others_run, pauses, held, throttled, cancelled)
+        next_due, has_available, needs_rescue, others_run, held, throttled, *flow, cancelled = row
+        return Look(next_due, has_available, needs_rescue, others_run, Flow.of(*flow), held, throttled, cancelled)
 
     def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:
         """The jobs, with their tokens, that this worker owns by the database's books."""
@@ -201,6 +198,6 @@ class Lease:
 
 def _names(served: Sequence[Room]) -> tuple[list[str], list[str]]:
     """The queues and the actors of *served*."""
-    queues = {queue for room in served for queue in room.queues}
+    queues = {queue for room in served for queue in (*room.queues, *room.limited)}
     actors = {actor for room in served for actor in (*room.actors, *room.holding)}
     return sorted(queues), sorted(actors)

@@ -17,7 +17,8 @@ REGISTER_WORKER: LiteralString = """
         heartbeat_at = clock_timestamp(), lost_at = NULL
     RETURNING
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue') AS paused_queues,
-        ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors"""
+        ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors,
+        ARRAY(SELECT queue FROM {schema}.queue_limit) AS limited_queues"""
 
 # The heartbeat, and in the same trip all that an idle worker must know. No row: this worker was declared dead.
 # A session of another role shows its pid but not its start, which must not look like a session that is gone.
@@ -74,6 +75,7 @@ RENEW_LEASE: LiteralString = """
         EXISTS (SELECT FROM {schema}.job WHERE state = 'throttled') AS has_throttled,
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue') AS paused_queues,
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors,
+        ARRAY(SELECT queue FROM {schema}.queue_limit) AS limited_queues,
         (
             SELECT jsonb_object_agg(job.id, job.token)
             FROM {schema}.job AS job

@@ -1,4 +1,4 @@
-"""The SQL of queues in people's hands: what is paused, what waits, and which names anybody knows."""
+"""The SQL of queues in people's hands: what is paused and limited, what waits, and which names anybody knows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,54 @@ RESUME: LiteralString = """
     )
     SELECT pg_notify(%(later)s, '') FROM resumed"""
 
+# Limiting
+
+# The same. The gate stays when the limit goes: deleting it would lock out the claims until the caller commits.
+LIMIT_QUEUE: LiteralString = """
+    WITH before AS MATERIALIZED (
+        SELECT max_running, max_starts, starts_per
+        FROM {schema}.queue_limit
+        WHERE queue = %(queue)s
+    ),
+    made AS (
+        INSERT INTO {schema}.queue_gate (queue)
+        VALUES (%(queue)s)
+        ON CONFLICT ON CONSTRAINT queue_gate_pkey DO NOTHING
+    ),
+    limited AS (
+        INSERT INTO {schema}.queue_limit (queue, max_running, max_starts, starts_per)
+        VALUES (%(queue)s, %(running)s, %(starts)s, %(per)s)
+        ON CONFLICT ON CONSTRAINT queue_limit_pkey DO UPDATE
+        SET max_running = excluded.max_running, max_starts = excluded.max_starts, starts_per = excluded.starts_per,
+            limited_at = excluded.limited_at
+        RETURNING queue
+    ),
+    told AS (
+        SELECT pg_notify(%(later)s, '') FROM limited
+    )
+    SELECT before.max_running, before.max_starts, before.starts_per
+    FROM told
+    LEFT JOIN before ON true"""
+
+# What has started counts no more, should there be a limit again.
+UNLIMIT_QUEUE: LiteralString = """
+    WITH lifted AS (
+        DELETE FROM {schema}.queue_limit
+        WHERE queue = %(queue)s
+        RETURNING max_running, max_starts, starts_per
+    ),
+    forgotten AS (
+        DELETE FROM {schema}.rate_start
+        WHERE rate = 'queue:' || %(queue)s
+    )
+    SELECT max_running, max_starts, starts_per
+    FROM lifted
+    CROSS JOIN LATERAL (SELECT pg_notify(%(later)s, '')) AS told"""
+
 # Looking
 
-# The names that a job, a dead letter or a live worker uses; and whether a worker that does not say what it knows is
-# among them, so that nobody can tell.
+# The names that a job, a dead letter, a limit or a live worker uses; and whether a worker that does not say what it
+# knows is among them, so that nobody can tell.
 LIST_KNOWN: LiteralString = """
     WITH live AS (
         SELECT queues, actors
@@ -38,6 +82,7 @@ LIST_KNOWN: LiteralString = """
     SELECT
         ARRAY(
             SELECT unnest(queues) FROM live
+            UNION SELECT queue FROM {schema}.queue_limit
             UNION SELECT queue FROM {schema}.job
             UNION SELECT queue FROM {schema}.job_dead
         ) AS queues,
@@ -100,6 +145,16 @@ LIST_QUEUES: LiteralString = """
         SELECT name AS queue, paused_at
         FROM {schema}.pause
         WHERE kind = 'queue'
+    ),
+    limited AS (
+        SELECT queue, max_running, max_starts, starts_per,
+            (
+                SELECT sum(starts)
+                FROM {schema}.rate_start
+                WHERE rate = 'queue:' || told.queue
+                  AND started_at > now() - told.starts_per * interval '1 second'
+            ) AS starts
+        FROM {schema}.queue_limit AS told
     )
     SELECT queue AS name,
         coalesce(waiting, 0) AS waiting,
@@ -111,11 +166,14 @@ LIST_QUEUES: LiteralString = """
         END AS oldest,
         paused_at,
         coalesce(workers, 0) AS workers,
-        coalesce(unknown, '{{}}'::jsonb) AS unknown
+        coalesce(unknown, '{{}}'::jsonb) AS unknown,
+        max_running, max_starts, starts_per,
+        CASE WHEN max_starts IS NOT NULL THEN coalesce(starts, 0)::bigint END AS starts
     FROM live_jobs
     FULL JOIN dead USING (queue)
     FULL JOIN served USING (queue)
     FULL JOIN paused USING (queue)
+    FULL JOIN limited USING (queue)
     ORDER BY queue"""
 
 LIST_PAUSED_ACTORS: LiteralString = """
@@ -124,7 +182,8 @@ LIST_PAUSED_ACTORS: LiteralString = """
     WHERE kind = 'actor'
     ORDER BY name"""
 
-# Why a job of this queue and actor does not start, as far as others than its time and its turn are the reason.
+# Why a job of this queue and actor does not start, as far as others than its time and its turn are the reason. Of the
+# starts that count, latest first, the one that fills the limit must pass before the next may begin.
 FIND_OBSTACLES: LiteralString = """
     WITH live AS (
         SELECT queues, actors
@@ -136,4 +195,20 @@ FIND_OBSTACLES: LiteralString = """
         (SELECT paused_at FROM {schema}.pause WHERE kind = 'actor' AND name = %(actor)s) AS actor_paused_at,
         EXISTS (SELECT FROM live) AS anybody,
         EXISTS (SELECT FROM live WHERE queues IS NULL OR %(queue)s = ANY(queues)) AS served,
-        EXISTS (SELECT FROM live WHERE actors IS NULL OR %(actor)s = ANY(actors)) AS known"""
+        EXISTS (SELECT FROM live WHERE actors IS NULL OR %(actor)s = ANY(actors)) AS known,
+        told.max_running, told.max_starts, told.starts_per,
+        told.max_running <= (SELECT count(*) FROM {schema}.job WHERE queue = %(queue)s AND state = 'running') AS full,
+        (
+            SELECT started_at + told.starts_per * interval '1 second'
+            FROM (
+                SELECT started_at, sum(starts) OVER (ORDER BY started_at DESC, ctid) AS number
+                FROM {schema}.rate_start
+                WHERE rate = 'queue:' || %(queue)s
+                  AND started_at > now() - told.starts_per * interval '1 second'
+            ) AS lately
+            WHERE number >= told.max_starts
+            ORDER BY number
+            LIMIT 1
+        ) AS opens_at
+    FROM (SELECT) AS one
+    LEFT JOIN {schema}.queue_limit AS told ON told.queue = %(queue)s"""

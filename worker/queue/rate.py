@@ -12,7 +12,10 @@ from worker.errors import ConfigError
 from worker.queue import keys
 from worker.queue.limit import Limit
 
-_YEAR = 366 * 86400.0
+MAX_SIZE = 1_000_000_000
+MAX_PER = 366 * 86400.0
+# What the starts of a queue are counted under, before its name.
+OF_QUEUE = "queue:"
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,15 @@ class Rate:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or not 1 <= self.size <= 1_000_000_000:
-            raise ConfigError(f"rate {self.size!r}: expected a whole number from 1 to 1000000000")
-        per = self.per.total_seconds() if isinstance(self.per, timedelta) else self.per
-        if isinstance(per, bool) or not isinstance(per, int | float) or not 0.001 <= per <= _YEAR:
-            raise ConfigError(f"rate per {self.per!r}: expected seconds from 0.001 to {_YEAR:.0f}, or a timedelta")
+        if not is_size(self.size):
+            raise ConfigError(f"rate {self.size!r}: expected a whole number from 1 to {MAX_SIZE}")
+        if not is_per(self.per):
+            raise ConfigError(f"rate per {self.per!r}: expected seconds from 0.001 to {MAX_PER:.0f}, or a timedelta")
 
     @property
     def seconds(self) -> float:
         """How long a start counts."""
-        return self.per.total_seconds() if isinstance(self.per, timedelta) else float(self.per)
+        return seconds_of(self.per)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -62,9 +64,13 @@ class Rate:
 
         Raises:
             SignatureError: Says which argument.
-            ConfigError: Neither is by all arguments of the other.
+            ConfigError: Neither is by all arguments of the other, or the rate has the name of a queue's starts.
         """
         keys.check("rate", actor, self.arguments, parameters)
+        if (self.name or actor).startswith(OF_QUEUE):
+            raise ConfigError(
+                f"job {actor!r}: rate {self.name or actor!r}: expected a name without {OF_QUEUE!r} before"
+            )
         if limit is None or set(limit.arguments) >= set(self.arguments):
             return
         if limit.in_order or not self.comes_before(limit):
@@ -85,3 +91,19 @@ class Rate:
         """The rate of a job with *args*, JSON by name, as it is written among its options."""
         name = keys.key(self.name or actor, self.arguments, args, parameters)
         return {"name": name, "size": self.size, "per": self.seconds, "first": self.comes_before(limit)}
+
+
+def is_size(size: Any) -> bool:
+    """Whether so many can be counted: a whole number of at least 1."""
+    return isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_SIZE
+
+
+def is_per(per: Any) -> bool:
+    """Whether starts can be counted for so long: seconds, or a timedelta."""
+    if isinstance(per, bool) or not isinstance(per, int | float | timedelta):
+        return False
+    return 0.001 <= seconds_of(per) <= MAX_PER
+
+
+def seconds_of(per: float | timedelta) -> float:
+    return per.total_seconds() if isinstance(per, timedelta) else float(per)

@@ -10,17 +10,17 @@ from worker.queue.rate_statements import CLEAR_JOBS, FORGET_RATES, FORGET_STARTS
 from worker.queue.schema import Schema
 
 
-class Cleared(NamedTuple):
+class Left(NamedTuple):
     """
-    What a look at the rates has left.
+    What a look at rates, or at the limits of queues, has left.
 
     Args:
-        left_some: Others were just opening some of them.
+        some: Others were just opening some of them.
         opens_in: Seconds until the next job may start; None when none waits for the time.
     """
 
-    left_some: bool
-    opens_in: float | None
+    some: bool = False
+    opens_in: float | None = None
 
 
 def clear(conn: psycopg.Connection[Any], schema: Schema) -> psycopg.Cursor[Any]:
@@ -28,9 +28,9 @@ def clear(conn: psycopg.Connection[Any], schema: Schema) -> psycopg.Cursor[Any]:
     return conn.execute(schema.render(CLEAR_JOBS).encode(), {"wake": schema.channels["wake"]})
 
 
-def what_is_left(cleared: psycopg.Cursor[Any]) -> Cleared:
+def what_is_left(cleared: psycopg.Cursor[Any]) -> Left:
     row = cleared.fetchone()
-    return Cleared(row[0] > 0, row[1]) if row is not None else Cleared(False, None)
+    return Left(row[0] > 0, row[1]) if row is not None else Left()
 
 
 def sweep(conn: psycopg.Connection[Any], schema: Schema) -> None:

@@ -48,12 +48,8 @@ INSERT_JOBS: LiteralString = """
 # pass each other; the CTEs keep the planner from locking twice; RETURNING keeps no order, so the last SELECT sorts.
 # Jobs that hold a connection have a limit of their own. A suspect is taken only alone, by a worker that is idle; for
 # ten seconds of each minute the others wait behind it, so that one becomes idle. What is not to be claimed ahead again
-# is not passed by either. A LIMIT of 0 costs nothing.
-CLAIM_JOBS: LiteralString = """
-    WITH head AS (
-        SELECT job.id, job.rank, job.wary, job.suspect, room.size,
-            row_number() OVER (PARTITION BY room.holds ORDER BY job.rank, job.id) AS nth
-        FROM unnest(%(queues)s::text[]) AS served(queue)
+# is not passed by either. A LIMIT of 0 costs nothing. The parts are shared with CLAIM_WITHIN_LIMITS.
+OF_SERVED: LiteralString = """
         CROSS JOIN (VALUES (true, %(checkouts)s::int), (false, %(limit)s::int)) AS room(holds, size)
         CROSS JOIN LATERAL (
             SELECT job.id, job.rank, job.ahead AS wary, job.suspect_since IS NOT NULL AS suspect
@@ -67,10 +63,11 @@ CLAIM_JOBS: LiteralString = """
                 OR extract(epoch FROM statement_timestamp() - job.suspect_since)::int %% 60 < 10
               )
             ORDER BY job.rank, job.id
-            LIMIT room.size
+            LIMIT {size}
             FOR UPDATE SKIP LOCKED
-        ) AS job
-    ),
+        ) AS job"""
+
+OF_HEAD: LiteralString = """
     line AS (
         SELECT id, wary, suspect, row_number() OVER (ORDER BY rank, id) AS place
         FROM head
@@ -99,10 +96,17 @@ CLAIM_JOBS: LiteralString = """
             job.args::text AS args, job.options::text AS options, job.message, job.ahead,
             job.suspect_since IS NOT NULL AS suspect,
             extract(epoch FROM job.claimed_at - job.due_at)::float8 AS waited
-    )
+    )"""
+
+CLAIM_JOBS: LiteralString = """
+    WITH head AS (
+        SELECT job.id, job.rank, job.wary, job.suspect, room.size,
+            row_number() OVER (PARTITION BY room.holds ORDER BY job.rank, job.id) AS nth
+        FROM unnest(%(queues)s::text[]) AS served(queue){of_served}
+    ),{of_head}
     SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message, ahead, suspect, waited
     FROM claimed
-    ORDER BY rank, id"""
+    ORDER BY rank, id""".replace("{of_served}", OF_SERVED.replace("{size}", "room.size")).replace("{of_head}", OF_HEAD)
 
 # job_pkey. What was claimed ahead and runs by now counts if this worker dies.
 MARK_BEGUN: LiteralString = """
