@@ -16,11 +16,12 @@ from tests.factories import terminate
 from tests.running import WAIT, RunningWorker, outcome, running_worker
 from tests.schedule.standins import schedule
 from tests.waiting import wait_until
-from worker import PostgresBroker, job
+from worker import PostgresBroker, Queues, job
 from worker.observe import Page, render
 from worker.queue.identity import uuid7
 from worker.queue.lease import Lease
 from worker.queue.schema import Schema
+from worker.runtime.health import _Count
 from worker.runtime.tally import Tally
 from worker.runtime.vitals import Stage, Vitals, dead_unless
 from worker.schedule.backlog import Entry
@@ -184,6 +185,15 @@ def test_the_queues_counts_come_from_the_database(
         assert metric(worker, "worker_queue_oldest_age_seconds", queue="default") == 0
 
 
+def test_the_limits_of_queues_are_told(worker: RunningWorker, db: psycopg.Connection) -> None:
+    Queues(db).limit("mail", running=5, starts=30, per=60, force=True)
+    ready(worker)
+
+    assert metric(worker, "worker_queue_max_running", queue="mail") == 5
+    assert metric(worker, "worker_queue_max_starts_per_second", queue="mail") == 0.5
+    assert metric(worker, "worker_queue_jobs", queue="mail", state="available") == 0
+
+
 def test_the_counts_are_read_once_however_many_ask(
     worker: RunningWorker, broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +232,7 @@ def test_counts_that_cannot_be_had_in_time_are_given_up_and_the_last_ones_shown(
 ) -> None:
     ready(worker)
     monkeypatch.setattr("worker.runtime.health._COUNT_EVERY", 0.0)
-    monkeypatch.setattr(worker.health._counts, "_read", lambda _: [("mail", 1, 2, 3, 4.0)])
+    monkeypatch.setattr(worker.health._counts, "_read", lambda _: [_Count("mail", 1, 2, 3, 4.0, None, None)])
     assert metric(worker, "worker_queue_jobs", queue="mail", state="running") == 3
 
     monkeypatch.setattr("worker.runtime.health._COUNT_PATIENCE", 0.0)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -148,6 +148,18 @@ class Health:
             yield Family(name, "counter", text, [Sample({}, total)])
 
 
+class _Count(NamedTuple):
+    """A queue in the database: its jobs by number, seconds, and its limits if it has any."""
+
+    queue: str
+    available: int
+    scheduled: int
+    running: int
+    oldest: float
+    max_running: int | None
+    max_starts_per_second: float | None
+
+
 class _Counts:
     """The queues' counts from the database: read at most once in a while, and by the fleet's oldest worker only."""
 
@@ -155,33 +167,39 @@ class _Counts:
         self._dispatcher = dispatcher
         self._lock = threading.Lock()
         self._read_at = float("-inf")
-        self._rows: list[tuple[str, int, int, int, float]] = []
+        self._rows: list[_Count] = []
 
     def families(self) -> Iterator[Family]:
         rows = self._current()
-        states = ("available", "scheduled", "running")
         yield _gauge(
             "worker_queue_jobs", "Jobs in the database; told by one worker of the fleet.",
             *(
-                ({"queue": queue, "state": state}, number)
-                for queue, *numbers, _ in rows
-                for state, number in zip(states, numbers, strict=True)
+                ({"queue": row.queue, "state": state}, getattr(row, state))
+                for row in rows
+                for state in ("available", "scheduled", "running")
             ),
         )  # fmt: skip
         yield _gauge(
             "worker_queue_oldest_age_seconds", "How long the oldest job that could run has waited; told by one worker.",
-            *(({"queue": queue}, oldest) for queue, *_, oldest in rows),
+            *(({"queue": row.queue}, row.oldest) for row in rows),
             together="max",
         )  # fmt: skip
+        limits = {
+            "worker_queue_max_running": ("How many jobs of a limited queue may run at once", "max_running"),
+            "worker_queue_max_starts_per_second": ("How many of them may start", "max_starts_per_second"),
+        }
+        for name, (text, of) in limits.items():
+            told = [({"queue": row.queue}, limit) for row in rows if (limit := getattr(row, of)) is not None]
+            yield _gauge(name, f"{text}; told by one worker.", *told, together="max")
 
-    def _current(self) -> list[tuple[str, int, int, int, float]]:
+    def _current(self) -> list[_Count]:
         with self._lock:
             if self._dispatcher.is_connected and clock.monotonic() - self._read_at >= _COUNT_EVERY:
                 self._read_at = clock.monotonic()
                 self._rows = self._read_in_time()
             return self._rows
 
-    def _read_in_time(self) -> list[tuple[str, int, int, int, float]]:
+    def _read_in_time(self) -> list[_Count]:
         reading = None
         try:
             reading = self._dispatcher.submit(self._read)
@@ -194,10 +212,11 @@ class _Counts:
             if reading is not None:
                 reading.cancel()
 
-    def _read(self, conn: psycopg.Connection[Any]) -> list[tuple[str, int, int, int, float]]:
+    def _read(self, conn: psycopg.Connection[Any]) -> list[_Count]:
         conn.execute(COUNT_TIMEOUT)
         parameters = {"worker": self._dispatcher.lease.worker_id}
-        return conn.execute(self._dispatcher.schema.render(COUNT_QUEUES).encode(), parameters).fetchall()
+        rows = conn.execute(self._dispatcher.schema.render(COUNT_QUEUES).encode(), parameters)
+        return [_Count(*row) for row in rows]
 
 
 def _gauge(name: str, text: str, *samples: tuple[Mapping[str, str], float], together: str = "sum") -> Family:

@@ -31,8 +31,10 @@ COUNT_TIMEOUT: LiteralString = """
 # The whole hot table, which is as small as the work that waits. No row but for the oldest live worker: what all would
 # tell, Prometheus would add up.
 COUNT_QUEUES: LiteralString = """
-    SELECT queue, available::int, scheduled::int, running::int, oldest_seconds
+    SELECT queue, coalesce(available, 0)::int, coalesce(scheduled, 0)::int, coalesce(running, 0)::int,
+        coalesce(oldest_seconds, 0), max_running, max_starts / starts_per
     FROM {schema}.queue_depth
+    FULL JOIN {schema}.queue_limit USING (queue)
     WHERE %(worker)s = (
         SELECT id
         FROM {schema}.worker
