@@ -24,7 +24,7 @@ from psycopg import sql
 
 from tests.factories import column, num_sessions, opened_pool, scalar
 from tests.waiting import wait_until
-from worker import Context, PostgresBroker, job
+from worker import Context, PostgresBroker, Queues, job
 from worker.queue.transaction import Transaction
 
 WAIT = 15.0
@@ -483,6 +483,28 @@ def test_flushing_everything_leaves_nothing(broker: PostgresBroker, db: psycopg.
     broker.flush_all()
 
     assert states(db) == []
+
+
+def test_a_limit_of_a_queue_is_kept_from_the_first_job_on(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+    two = threading.Barrier(2)
+
+    @dramatiq.actor(broker=broker, queue_name="few", max_retries=0)
+    def meet() -> None:
+        nonlocal inside, most
+        with lock:
+            inside, most = inside + 1, max(most, inside + 1)
+        two.wait(WAIT)
+        with lock:
+            inside -= 1
+
+    Queues(db).limit("few", running=2, force=True)
+    for _ in range(12):
+        meet.send()
+    with working(broker, threads=6):
+        broker.join("few", timeout=WAIT_MS)
+
+    assert (most, outcomes(db)) == (2, ["done"] * 12)
 
 
 # Outcomes
