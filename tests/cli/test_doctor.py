@@ -18,7 +18,6 @@ from tests.cli.pooler import Pooler
 from tests.factories import scalar
 from tests.waiting import wait_until
 from worker import clock
-from worker.cli.doctor.statements import READ_HORIZON
 from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
 from worker.queue.lease import Lease
@@ -137,12 +136,9 @@ def test_a_pool_larger_than_the_server_is_a_failure(worker: Worker, database: st
 def test_whoever_holds_the_vacuum_horizon_is_named(
     worker: Worker, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "worker.cli.doctor.checks.READ_HORIZON",
-        READ_HORIZON.replace("'client backend'", "'client backend' AND datname = current_database()"),
-    )
     monkeypatch.setattr("worker.cli.doctor.checks._LONG", -1.0)
     with psycopg.connect(database, application_name="a report") as other:
+        other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         pid = scalar(other, "SELECT pg_backend_pid()")
 
         horizon = findings(worker, database)["horizon"]
@@ -150,6 +146,17 @@ def test_whoever_holds_the_vacuum_horizon_is_named(
     assert horizon["state"] == "warn"
     assert horizon["says"].startswith(f"session {pid} of ")
     assert "(a report, idle in transaction) keeps dead rows from being vacuumed for 0 s" in horizon["says"]
+    assert f"pg_terminate_backend({pid})" in horizon["remedy"]
+
+
+def test_a_transaction_that_sees_no_rows_is_not_taken_for_a_holder(
+    worker: Worker, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.cli.doctor.checks._LONG", -1.0)
+    with psycopg.connect(database) as other:
+        other.execute("SELECT")
+
+        assert findings(worker, database)["horizon"]["state"] == "ok"
 
 
 def test_jobs_of_workers_that_are_gone_are_told(worker: Worker, database: str, db: psycopg.Connection) -> None:

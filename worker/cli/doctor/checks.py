@@ -16,7 +16,6 @@ from worker.cli.doctor.statements import (
     READ_BACKEND,
     READ_BLOAT,
     READ_CLOCK,
-    READ_HORIZON,
     READ_ORPHANS,
     READ_RIGHTS,
     READ_SCHEDULES,
@@ -27,6 +26,7 @@ from worker.cli.doctor.statements import (
 from worker.config import Config, as_text
 from worker.errors import DatabaseUnavailable, SchemaError, WorkerError
 from worker.queue.broker import postgres_broker
+from worker.queue.horizon import find_holders
 from worker.queue.schema import Schema
 from worker.runtime.budget import Budget
 from worker.runtime.modules import load
@@ -231,15 +231,18 @@ def look_at_workers(patient: Patient) -> Finding:
 
 
 def look_at_horizon(patient: Patient) -> Finding:
-    holders = patient.all(READ_HORIZON, seconds=_LONG)
+    holders = [one for one in find_holders(patient.conn) if one.seconds is None or one.seconds > _LONG]
     if not holders:
-        return Finding("horizon", "ok", f"no transaction is older than {_LONG:g} s")
-    who, seconds = holders[0]
-    age = f" for {seconds:.0f} s" if seconds is not None else ""
+        return Finding("horizon", "ok", f"nobody has kept dead rows from being vacuumed for {_LONG:g} s")
+    oldest = holders[0]
+    age = f" for {oldest.seconds:.0f} s" if oldest.seconds is not None else ""
     more = f", and {len(holders) - 1} more" if len(holders) > 1 else ""
-    says = f"{who} keeps dead rows from being vacuumed{age}{more}: claims get slower"
-    state: Literal["warn", "fail"] = "fail" if seconds is not None and seconds > _VERY_LONG else "warn"
-    return Finding("horizon", state, says, "end it (pg_terminate_backend, ROLLBACK PREPARED, or drop the slot)")
+    says = (
+        f"{oldest} keeps dead rows from being vacuumed{age}, through {oldest.transactions} transactions{more}:"
+        " the tables grow"
+    )
+    state: Literal["warn", "fail"] = "fail" if oldest.seconds is not None and oldest.seconds > _VERY_LONG else "warn"
+    return Finding("horizon", state, says, oldest.remedy)
 
 
 def look_at_bloat(patient: Patient) -> Finding:

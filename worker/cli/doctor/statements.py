@@ -26,31 +26,6 @@ READ_CLOCK: LiteralString = "SELECT clock_timestamp()"
 
 READ_BACKEND: LiteralString = "SELECT pg_backend_pid()"
 
-# Whoever keeps dead rows from being vacuumed: transactions, prepared ones, slots and standbys; the oldest first.
-READ_HORIZON: LiteralString = """
-    SELECT who, seconds
-    FROM (
-        SELECT
-            format(
-                'session %%s of %%s (%%s, %%s)', pid, usename, coalesce(nullif(application_name, ''), 'unnamed'), state
-            ) AS who,
-            extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds
-        FROM pg_stat_activity
-        WHERE xact_start IS NOT NULL
-          AND pid <> pg_backend_pid()
-          AND backend_type = 'client backend'
-        UNION ALL
-        SELECT format('prepared transaction %%s of %%s', gid, owner),
-            extract(epoch FROM clock_timestamp() - prepared)::float8
-        FROM pg_prepared_xacts
-        UNION ALL
-        SELECT format('replication slot %%s (%%s)', slot_name, CASE WHEN active THEN 'active' ELSE 'unused' END), NULL
-        FROM pg_replication_slots
-        WHERE xmin IS NOT NULL
-    ) AS holder
-    WHERE seconds IS NULL OR seconds > %(seconds)s
-    ORDER BY seconds DESC NULLS LAST"""
-
 READ_BLOAT: LiteralString = """
     SELECT
         n_live_tup,
