@@ -1,10 +1,10 @@
 """
-`python -m tests.bench.claim [--jobs N] [--backlog N] [--looks N]`: does a claim grow with the jobs that have passed?
+`python -m tests.bench.claim [--jobs N] [--backlog N] [--looks N] [--held]`: does a claim grow with the jobs passed?
 
-Jobs pass through one after the other, as a dispatcher's statements have it, once by themselves and once while another
-session holds a transaction open. Prints what a claim and a heartbeat cost at the beginning, on the way and at the end:
-the server's time and blocks, by EXPLAIN ANALYZE, and the client's time of the claims on the way. On an embedded
-Postgres with autovacuum.
+Jobs pass through one after the other, in exchanges like the dispatcher's, once by themselves and once while another
+session holds a transaction open. Prints what a claim, a heartbeat and the full looks between them cost at the
+beginning, on the way and at the end: the server's time and blocks, by EXPLAIN ANALYZE, and the client's time of the
+exchanges on the way. On an embedded Postgres with autovacuum.
 """
 
 from __future__ import annotations
@@ -15,28 +15,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, LiteralString, NamedTuple
-from uuid import uuid4
 
 import psycopg
 
-from tests.factories import own_database, own_server
+from tests.factories import own_database, own_server, scalar
+from worker import clock
+from worker.queue.exchange import Errand, exchange, follow
+from worker.queue.feed import Room
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
-from worker.queue.lease_statements import REGISTER_WORKER, RENEW_LEASE
+from worker.queue.lease import Lease
+from worker.queue.lease_statements import RENEW_LEASE
+from worker.queue.mark_statements import FIND_HEADS
+from worker.queue.marks import Marks
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
-from worker.queue.statements import CLAIM_JOBS, FINISH_JOBS
+from worker.queue.settlement import Outcome, Settlement
+from worker.queue.statements import CLAIM_JOBS
 
 _SCHEMA = Schema()
 _BATCH = 50
 _CHUNK = 1000
 _POINTS = 8
+_BEAT = 1.0
 
-_ME: dict[str, Any] = {"worker": uuid4(), "queues": ["default"], "actors": ["charge"]}
-_CLAIM = {**_ME, "limit": _BATCH, "free": _BATCH, "holding": [], "checkouts": 0, "idle": True}
-_BEAT = {**_ME, "known_queues": ["default"], "known_actors": ["charge"]}
-_BOOT = {**_ME, "name": "bench", "slots": _BATCH, "pool_size": 1, "lease": 3600}
+_QUEUES, _ACTORS = ["default"], ["charge"]
+_ROOM = Room(_QUEUES, _ACTORS, _BATCH, idle=True)
 
 
 class Cost(NamedTuple):
@@ -45,85 +50,118 @@ class Cost(NamedTuple):
     milliseconds: float
     blocks: float
 
+    def __str__(self) -> str:
+        return f"{self.milliseconds:7.2f} ms {self.blocks:7.0f} blocks"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000, help="that pass through, each time (100000)")
     parser.add_argument("--backlog", type=int, default=2000, help="that wait meanwhile (2000)")
     parser.add_argument("--looks", type=int, default=15, help="at each point, of which the median counts (15)")
+    parser.add_argument("--held", action="store_true", help="only while another session holds a transaction open")
     options = parser.parse_args()
     with own_server(fast=False) as server:
-        for held in (False, True):
+        for held in (True,) if options.held else (False, True):
             with own_database(server.url) as url:
                 print(f"\n{'another session holds a transaction open' if held else 'nobody is in the way'}")
                 run(url, options.jobs, options.backlog, options.looks, held=held)
 
 
 def run(url: str, jobs: int, backlog: int, looks: int, *, held: bool) -> None:
-    with dispatching(url) as db, psycopg.connect(url) as other:
-        send(db, backlog)
-        first = report(db, 0, looks, 0.0)
+    with dispatching(url) as passage, psycopg.connect(url) as other:
+        passage.send(backlog)
+        first = passage.report(0, looks, 0.0)
         if held:
             other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             other.execute("SELECT count(*) FROM worker.job")
         for point in range(1, _POINTS + 1):
-            spent = pass_through(db, jobs // _POINTS)
-            last = report(db, point * (jobs // _POINTS), looks, spent)
-        print(f"  a claim costs {last.milliseconds / first.milliseconds:.2f} times as long as at the beginning")
+            spent = passage.pass_through(jobs // _POINTS)
+            last = passage.report(point * (jobs // _POINTS), looks, spent)
+        print(
+            f"  a claim costs {last.milliseconds / first.milliseconds:.2f} times the time and"
+            f" {last.blocks / first.blocks:.2f} times the blocks of the beginning;"
+            f" the table has {scalar(passage.db, 'SELECT pg_total_relation_size(%s) / 1048576', 'worker.job')} MiB"
+        )
 
 
 @contextmanager
-def dispatching(url: str) -> Iterator[psycopg.Connection]:
+def dispatching(url: str) -> Iterator[Passage]:
     """A session like the dispatcher's."""
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("SET enable_seqscan = off")
         db.execute("SET jit = off")
         History(_SCHEMA).maintain(db)
-        db.execute(_SCHEMA.render(REGISTER_WORKER).encode(), _BOOT)
-        yield db
+        yield Passage(db)
 
 
-def pass_through(db: psycopg.Connection, number: int) -> float:
-    """Send, claim and finish so many; milliseconds of a claim on the client, in the middle."""
-    took = []
-    for _ in range(0, number, _CHUNK):
-        send(db, _CHUNK)
-        for _ in range(_CHUNK // _BATCH):
-            started = time.perf_counter()
-            claimed = db.execute(_SCHEMA.render(CLAIM_JOBS).encode(), _CLAIM).fetchall()
-            took.append(time.perf_counter() - started)
-            proofs = {"ids": [row[0] for row in claimed], "tokens": [row[1] for row in claimed]}
-            db.execute(_SCHEMA.render(FINISH_JOBS).encode(), proofs)
-    return 1000 * statistics.median(took)
+class Passage:
+    """A dispatcher by hand, that finishes what it claims at once."""
 
+    def __init__(self, db: psycopg.Connection) -> None:
+        self.db = db
+        self._marks = Marks()
+        self._lease = Lease(_SCHEMA, duration=3600.0, slots=_BATCH, pool_size=1)
+        self._lease.register(db, [_ROOM])
+        self._beat_at = 0.0
 
-def send(db: psycopg.Connection, number: int) -> None:
-    for _ in range(0, number, _CHUNK // 2):
-        made = [NewJob(uuid7(), "default", "charge", 0, 0.0, 0.0, "{}", "{}", None) for _ in range(_CHUNK // 2)]
-        insert(db, _SCHEMA, made)
+    def pass_through(self, number: int) -> float:
+        """Send, claim and finish so many; milliseconds of an exchange on the client, in the middle."""
+        took = []
+        settlements: list[Settlement] = []
+        for _ in range(0, number, _CHUNK):
+            self.send(_CHUNK)
+            for _ in range(_CHUNK // _BATCH):
+                started = time.perf_counter()
+                settlements = self._exchange(settlements)
+                took.append(time.perf_counter() - started)
+        self._exchange(settlements, room=0)
+        return 1000 * statistics.median(took)
 
+    def _exchange(self, settlements: list[Settlement], room: int = _BATCH) -> list[Settlement]:
+        renewing = clock.monotonic() >= self._beat_at
+        if renewing:
+            self._beat_at = clock.monotonic() + _BEAT
+        search = self._marks.search([_ROOM], moving=room > 0)
+        rooms = [_ROOM] if room else []
+        errand = Errand(
+            settlements, rooms=rooms, renewing=renewing, served=[_ROOM], marks=self._marks, search=search, mine=[]
+        )
+        reply = exchange(self.db, _SCHEMA, self._lease, errand)
+        follow(errand, reply, workers=1)
+        return [Settlement(*claim.proof, Outcome.DONE) for claims in reply.claims for claim in claims]
 
-def report(db: psycopg.Connection, passed: int, looks: int, spent: float) -> Cost:
-    claim, beat = cost(db, CLAIM_JOBS, _CLAIM, looks), cost(db, RENEW_LEASE, _BEAT, looks)
-    print(
-        f"  after {passed:8,} jobs: a claim of {_BATCH} {claim.milliseconds:7.2f} ms, {claim.blocks:6.0f} blocks"
-        f" ({spent:6.2f} ms at the client on the way); a heartbeat {beat.milliseconds:7.2f} ms,"
-        f" {beat.blocks:6.0f} blocks",
-        flush=True,
-    )
-    return claim
+    def send(self, number: int) -> None:
+        for _ in range(0, number, _CHUNK // 2):
+            made = [NewJob(uuid7(), "default", "charge", 0, 0.0, 0.0, "{}", "{}", None) for _ in range(_CHUNK // 2)]
+            insert(self.db, _SCHEMA, made)
 
+    def report(self, passed: int, looks: int, spent: float) -> Cost:
+        look = {**self._marks.parameters(_QUEUES), "actors": _ACTORS, "due_low": self._marks.due_low}
+        everywhere = {**Marks().parameters(_QUEUES), "actors": _ACTORS, "due_low": None}
+        room = {"limit": _BATCH, "free": _BATCH, "holding": [], "checkouts": 0, "idle": True}
+        me = {"worker": self._lease.worker_id, "known_queues": _QUEUES, "known_actors": _ACTORS, "mine": []}
+        claim = self._cost(CLAIM_JOBS, {**look, **me, **room}, looks)
+        beat = self._cost(RENEW_LEASE, {**look, **me, "full": not self._marks.are_used}, looks)
+        full_beat = self._cost(RENEW_LEASE, {**look, **me, "full": True}, 3)
+        full_look = self._cost(FIND_HEADS, {**everywhere, "sizes": [1]}, 3)
+        print(
+            f"  after {passed:9,} jobs: a claim of {_BATCH} {claim}, a heartbeat {beat}; in full {full_beat},"
+            f" a full look {full_look}; an exchange {spent:6.2f} ms at the client",
+            flush=True,
+        )
+        return claim
 
-def cost(db: psycopg.Connection, statement: LiteralString, parameters: dict[str, Any], looks: int) -> Cost:
-    """In the middle of so many looks; each is undone."""
-    query = f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {_SCHEMA.render(statement)}".encode()
-    found = []
-    for _ in range(looks):
-        with db.transaction(force_rollback=True):
-            ((plan,),) = db.execute(query, parameters).fetchall()
-        blocks = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
-        found.append(Cost(plan[0]["Execution Time"], blocks))
-    return Cost(*map(statistics.median, zip(*found, strict=True)))
+    def _cost(self, statement: LiteralString, parameters: dict[str, Any], looks: int) -> Cost:
+        """In the middle of so many looks; each is undone."""
+        query = f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {_SCHEMA.render(statement)}".encode()
+        found = []
+        for _ in range(looks):
+            with self.db.transaction(force_rollback=True):
+                ((plan,),) = self.db.execute(query, parameters).fetchall()
+            blocks = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
+            found.append(Cost(plan[0]["Execution Time"], blocks))
+        return Cost(*map(statistics.median, zip(*found, strict=True)))
 
 
 if __name__ == "__main__":

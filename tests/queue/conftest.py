@@ -21,6 +21,7 @@ from worker.queue.feed import Feed, Room
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.lease import Lease, application_name
+from worker.queue.marks import Marks
 from worker.queue.schema import Schema
 from worker.queue.statements import CLAIM_JOBS
 
@@ -101,7 +102,7 @@ def claim(
 ) -> list[Claim]:
     """Claim as a dispatcher does."""
     parameters = {
-        "queues": list(queues),
+        **Marks().parameters(queues),
         "actors": list(actors),
         "limit": limit,
         "free": limit if free is None else free,

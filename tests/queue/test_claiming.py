@@ -153,7 +153,7 @@ def test_a_job_whose_time_has_come_is_promoted(insert_job: InsertJob, db: psycop
     due = insert_job(state="scheduled", due_in=-1)
     insert_job(state="scheduled", due_in=60)
 
-    db.execute(SCHEMA.render(PROMOTE_DUE).encode())
+    db.execute(SCHEMA.render(PROMOTE_DUE).encode(), {"due_low": None})
 
     assert column(db, "SELECT id FROM worker.job WHERE state = 'available'") == [due]
 

@@ -19,8 +19,9 @@ from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
 from worker.queue.jobs import JobFilter, Jobs
 from worker.queue.lane_statements import ADMIT_JOBS
-from worker.queue.lanes import admit, has_left_some, sweep
+from worker.queue.lanes import admit, sweep, what_was_admitted
 from worker.queue.lease_statements import RESCUE_JOBS
+from worker.queue.marks import Marks
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement, settle
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
@@ -112,7 +113,7 @@ def test_a_retried_job_waits_for_a_place_again(send: Send, db: psycopg.Connectio
     end(db, one, Outcome.RETRY, delay=60)
     [other] = take(db)
     db.execute("UPDATE worker.job SET due_at = now() - interval '1 second' WHERE id = %s", [first])
-    db.execute(SCHEMA.render(PROMOTE_DUE).encode())
+    db.execute(SCHEMA.render(PROMOTE_DUE).encode(), {"due_low": None})
 
     assert (other.id, take(db)) == (second, [])
     end(db, other)
@@ -162,7 +163,7 @@ def test_a_job_for_later_waits_for_a_place_when_its_time_has_come(send: Send, db
     first, later = send(), send(delay=60)
     [one] = take(db)
     db.execute("UPDATE worker.job SET due_at = now() - interval '1 second' WHERE id = %s", [later])
-    db.execute(SCHEMA.render(PROMOTE_DUE).encode())
+    db.execute(SCHEMA.render(PROMOTE_DUE).encode(), {"due_low": None})
 
     assert (one.id, take(db)) == (first, [])
     end(db, one)
@@ -211,7 +212,7 @@ def test_racing_workers_never_run_more_than_the_size(send: Send, database: str, 
             while len(made - set(column(conn, "SELECT id FROM worker.job_history"))) > 0:
                 with conn.pipeline():
                     admitted = admit(conn, SCHEMA)
-                has_left_some(admitted)
+                what_was_admitted(admitted)
                 claims = claim(conn, limit=3)
                 query = "SELECT lane FROM worker.job WHERE state = 'running' GROUP BY lane HAVING count(*) > %s"
                 crowded.extend(column(conn, query, size))
@@ -234,7 +235,7 @@ def test_a_lane_in_anothers_hands_is_left_for_the_next_look(send: Send, database
     with psycopg.connect(database) as other:
         admit(other, SCHEMA)
 
-        left = has_left_some(admit(db, SCHEMA))
+        left = what_was_admitted(admit(db, SCHEMA)).left_some
 
     assert left
     assert ids(take(db)) == [second]
@@ -281,7 +282,7 @@ def test_in_order_a_retry_keeps_the_later_ones_waiting(send: Send, db: psycopg.C
 
     assert take(db) == []
     db.execute("UPDATE worker.job SET due_at = now() - interval '1 second' WHERE id = %s", [first])
-    db.execute(SCHEMA.render(PROMOTE_DUE).encode())
+    db.execute(SCHEMA.render(PROMOTE_DUE).encode(), {"due_low": None})
     [again] = take(db)
     assert again.id == first
     end(db, again, Outcome.DEAD)
@@ -374,7 +375,7 @@ def test_a_claim_does_not_walk_a_line(send: Send, db: psycopg.Connection) -> Non
     free = send(None)
 
     room = {"limit": 10, "free": 10, "holding": [], "checkouts": 0, "idle": False, "worker": uuid4()}
-    blocks = num_blocks(db, CLAIM_JOBS, {"queues": ["default"], "actors": ["charge"], **room})
+    blocks = num_blocks(db, CLAIM_JOBS, {**Marks().parameters(["default"]), "actors": ["charge"], **room})
 
     assert blocks < 100
     assert column(db, "SELECT id FROM worker.job WHERE state = 'running' AND lane IS NULL") == [free]

@@ -14,6 +14,7 @@ from tests.queue.conftest import SCHEMA
 from worker import Queues
 from worker.queue.lease_statements import LIST_CLAIMED, RESCUE_JOBS
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
+from worker.queue.marks import Marks
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
 
 OTHERS = """
@@ -27,7 +28,7 @@ OTHERS = """
     ) AS made"""
 
 CLAIM: dict[str, Any] = {
-    "queues": ["default", "mail"],
+    **Marks().parameters(["default", "mail"]),
     "actors": ["charge"],
     "limit": 10,
     "free": 10,
@@ -36,13 +37,13 @@ CLAIM: dict[str, Any] = {
     "idle": False,
     "worker": uuid4(),
 }
-WITHIN_LIMITS = {**CLAIM, "limited": ["billing"]}
+WITHIN_LIMITS = {**CLAIM, **Marks().parameters(["billing"], "limited_")}
 
 CASES: dict[str, tuple[LiteralString, dict[str, Any], str]] = {
     "claim": (CLAIM_JOBS, CLAIM, "job_available"),
     "claim within limits": (CLAIM_WITHIN_LIMITS, WITHIN_LIMITS, "job_available"),
     "count what runs of a queue": (CLAIM_WITHIN_LIMITS, WITHIN_LIMITS, "job_running"),
-    "promote": (PROMOTE_DUE, {}, "job_scheduled"),
+    "promote": (PROMOTE_DUE, {"due_low": None}, "job_scheduled"),
     "rescue": (RESCUE_JOBS, {"dead": uuid4(), "max_crashes": 3, "reason": "crashed"}, "job_running"),
     "reconcile": (LIST_CLAIMED, {"worker": uuid4()}, "job_running"),
 }

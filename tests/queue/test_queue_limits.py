@@ -22,6 +22,7 @@ from worker.queue.history import History
 from worker.queue.lease import Lease
 from worker.queue.lease_statements import RESCUE_JOBS
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
+from worker.queue.marks import Marks
 from worker.queue.settlement import Outcome, Settlement, settle
 
 WAIT = 15.0
@@ -264,7 +265,8 @@ def test_who_counted_before_another_claimed_claims_nothing(
     text = SCHEMA.render(CLAIM_WITHIN_LIMITS)
     assert text.count(hold) == 1
     waiting = text.replace(hold, f"{hold} AND pg_advisory_xact_lock(7)::text = ''").encode()
-    room = {"queues": [], "limited": ["default"], "actors": ["charge"], "limit": 5, "free": 5, "holding": []}
+    looked = {**Marks().parameters([]), **Marks().parameters(["default"], "limited_")}
+    room = {**looked, "actors": ["charge"], "limit": 5, "free": 5, "holding": []}
 
     def claim_late() -> list[Any]:
         with psycopg.connect(database, autocommit=True) as conn:

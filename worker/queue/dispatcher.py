@@ -17,14 +17,17 @@ from worker.pool import Pool
 from worker.queue import lanes, rates
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.exchange import Errand, exchange
+from worker.queue.exchange import Errand, exchange, follow
 from worker.queue.feed import Feed, Room
 from worker.queue.flow import Flow
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
+from worker.queue.horizon import HorizonWatch
 from worker.queue.lease import Lease, Look
+from worker.queue.marks import Marks
 from worker.queue.new_job import NewJob
 from worker.queue.progress import Reports
+from worker.queue.ration import Ration
 from worker.queue.schema import Schema
 from worker.queue.sends import Send, Sends
 from worker.queue.settlement import CANCELLED, Outcome, Settlement
@@ -88,6 +91,10 @@ class Dispatcher:
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._claiming = True
         self._flow = Flow()
+        self._marks = Marks()
+        self._full_looks = Ration()
+        self._num_workers = 1
+        self._watch = HorizonWatch()
         self._left_held = self._left_throttled = False
         self._stop_by: float | None = None
         self._connected = False
@@ -297,6 +304,9 @@ class Dispatcher:
         self.schema.check(conn)
         self._flow = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
+        if not self._marks.are_used:
+            self._full_looks = Ration()
+        self._marks.forget()
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0
         self._tell_of_schedules()
@@ -319,6 +329,7 @@ class Dispatcher:
             self._release(claim)
         self._sweep_lanes(conn)
         self._exchange(conn)
+        self._watch.look(conn, dear=self._marks.are_used)
         next_at = (
             self._renew_at,
             self._next_due,
@@ -327,6 +338,7 @@ class Dispatcher:
             self._keep_house_at,
             self._outcomes.again_at,
             self._feed.look_at,
+            self._marks.again_at if self._claiming else float("inf"),
         )
         return max(0.0, min(next_at) - clock.monotonic())
 
@@ -383,12 +395,15 @@ class Dispatcher:
         said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
         # Each pass may be due to a job of a limited queue that is over, too.
         hungry = self._hungry or bool(self._flow.limited_queues)
-        served = self._feed.rooms() if renewing or (hungry and self._claiming) else ()
+        searching = self._marks.are_used and self._claiming
+        served = self._feed.rooms() if renewing or searching or (hungry and self._claiming) else ()
+        flowing = self._flow.through(served)
+        rooms = self._rooms(flowing)
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
             new=new,
             begun=self._feed.begun(),
-            rooms=self._rooms(self._flow.through(served)),
+            rooms=rooms,
             promoting=promoting,
             admitting=admitting,
             clearing=clearing,
@@ -396,6 +411,9 @@ class Dispatcher:
             served=served,
             flow=self._flow,
             said=said,
+            marks=self._marks,
+            search=self._marks.search(flowing, moving=bool(rooms) or renewing) if searching else None,
+            mine=self._looked_at() if renewing else None,
         )
         if not errand.num_statements:
             # Limited queues would be looked at again, and there is no slot: one that gets free rings.
@@ -422,8 +440,18 @@ class Dispatcher:
         self._clear_at = clock.monotonic() + opens_in
         for claims in reply.claims:
             self._take(claims)
+        if follow(errand, reply, self._num_workers):
+            self._hungry = True
+            self.wake()
         if renewing and self._heard(conn, reply.look) and not errand.rooms:
             self.wake()
+
+    def _looked_at(self) -> list[UUID] | None:
+        """Of all running jobs the heartbeat looks at these only; None when a look at all of them is due."""
+        if self._full_looks.is_due:
+            self._full_looks.begin()
+            return None
+        return [job_id for job_id, _ in list(self._outstanding)]
 
     def _write_apart(self, conn: psycopg.Connection[Any], outcomes: list[Pending], sends: list[Send]) -> None:
         """Something in an exchange was refused, and all of it undone."""
@@ -473,7 +501,13 @@ class Dispatcher:
             self._flow = look.flow
             self._hungry = True
             self.wake()
-        self._left_held, self._left_throttled = look.has_held, look.has_throttled
+        if rescued:
+            # With the rank that they had.
+            self._marks.hurry()
+        self._num_workers = look.workers
+        if look.has_held is not None and look.has_throttled is not None:
+            self._left_held, self._left_throttled = look.has_held, look.has_throttled
+            self._full_looks.spend(look.took, look.workers)
         self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
         if look.needs_rescue:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -13,9 +13,10 @@ from worker.queue.claim import Claim
 from worker.queue.feed import Room
 from worker.queue.flow import Flow
 from worker.queue.insertion import insert
-from worker.queue.lanes import admit, has_left_some
+from worker.queue.lanes import Admission, admit, what_was_admitted
 from worker.queue.lease import Lease, Look
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS, read_claim
+from worker.queue.marks import Marks, Search
 from worker.queue.new_job import NewJob
 from worker.queue.progress import Progress, Proof, write_progress
 from worker.queue.rates import clear, what_is_left
@@ -38,6 +39,9 @@ class Errand(NamedTuple):
         admitting: Whether jobs may wait before a lane that has room.
         clearing: Whether jobs may wait for their rate.
         renewing: Whether the heartbeat is due.
+        marks: Where jobs are looked for; everywhere when None.
+        search: Where the first jobs are to be looked for, so that the marks can follow.
+        mine: For a heartbeat that looks at no others of the running jobs; None for a full look.
     """
 
     settlements: Sequence[Settlement] = ()
@@ -51,11 +55,14 @@ class Errand(NamedTuple):
     served: Sequence[Room] = ()
     flow: Flow = Flow()
     said: Sequence[tuple[Proof, Progress]] = ()
+    marks: Marks | None = None
+    search: Search | None = None
+    mine: Collection[UUID] | None = None
 
     @property
     def num_statements(self) -> int:
         written = (self.said, self.settlements, self.new, self.begun)
-        asked = (self.promoting, self.admitting, self.clearing, self.renewing)
+        asked = (self.promoting, self.admitting, self.clearing, self.renewing, self.search)
         return sum(map(bool, (*written, *asked))) + len(self.rooms)
 
 
@@ -70,6 +77,8 @@ class Reply(NamedTuple):
         opens_in: Seconds until the next job may start that waits for its rate, or its queue's; None when none does.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
         heard: The jobs whose progress was written.
+        strays: Queue and rank of jobs that were let into a lane or cleared for their rate.
+        found: What the search has found.
     """
 
     owned: set[UUID]
@@ -78,6 +87,8 @@ class Reply(NamedTuple):
     opens_in: float | None
     look: Look | None
     heard: set[UUID]
+    strays: list[tuple[str, float]]
+    found: psycopg.Cursor[Any] | None
 
 
 def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand: Errand) -> Reply:
@@ -90,6 +101,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     Raises:
         psycopg.Error: Nothing was written, unless the connection is broken: then it is not known.
     """
+    marks = errand.marks or Marks()
     try:
         with _together(conn) if errand.num_statements > 1 else nullcontext():
             reported = write_progress(conn, schema, errand.said) if errand.said else None
@@ -99,11 +111,13 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             if errand.begun:
                 conn.execute(schema.render(MARK_BEGUN).encode(), _proofs(errand.begun))
             if errand.promoting:
-                conn.execute(schema.render(PROMOTE_DUE).encode())
+                conn.execute(schema.render(PROMOTE_DUE).encode(), {"due_low": marks.due_low})
             admitted = admit(conn, schema) if errand.admitting else None
             clearing = clear(conn, schema) if errand.clearing else None
-            claimed = [_claim(conn, schema, lease, room) for room in errand.rooms]
-            beat = lease.beat(conn, errand.served, errand.flow) if errand.renewing else None
+            claimed = [_claim(conn, schema, lease, marks, room) for room in errand.rooms]
+            beat = lease.beat(conn, errand.served, errand.flow, marks, errand.mine) if errand.renewing else None
+            # Behind the claims, so that the marks follow them.
+            found = errand.search.send(conn, schema) if errand.search is not None else None
     except psycopg.Error:
         # psycopg takes a statement for prepared once it has sent it, also where the server never came to it.
         conn._prepared.clear()
@@ -112,14 +126,43 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
     left = [left for _, left in taken]
     if clearing is not None:
         left.append(what_is_left(clearing))
+    admission = what_was_admitted(admitted) if admitted is not None else Admission()
     return Reply(
         owned={row[0] for row in settled} if settled is not None else set(),
         claims=[claims for claims, _ in taken],
-        knocking=(admitted is not None and has_left_some(admitted)) or any(one.some for one in left),
+        knocking=admission.left_some or any(one.some for one in left),
         opens_in=min((one.opens_in for one in left if one.opens_in is not None), default=None),
         look=lease.hear(beat) if beat is not None else None,
         heard={row[0] for row in reported} if reported is not None else set(),
+        strays=[*(admission.strays or ()), *(stray for one in left for stray in one.strays or ())],
+        found=found,
     )
+
+
+def follow(errand: Errand, reply: Reply, workers: int) -> bool:
+    """
+    Let the marks of *errand* follow what its *reply* tells.
+
+    Args:
+        workers: How many share the cost of full looks.
+
+    Returns:
+        Whether there is something to claim which its claims have not come to.
+    """
+    marks = errand.marks
+    if marks is None or not marks.are_used:
+        if marks is not None and reply.look is not None:
+            marks.note(errand.served, reply.look.toil)
+        return False
+    found = False
+    if errand.search is not None and reply.found is not None:
+        claimed = {claim.queue for claims in reply.claims for claim in claims}
+        found = marks.learn(errand.search, reply.found, claimed=claimed, workers=workers)
+    found |= marks.add(reply.strays)
+    sent = (*errand.new, *(new for one in errand.settlements for new in one.following))
+    if any(one.priority < 0 for one in sent):
+        marks.hurry()
+    return found
 
 
 def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
@@ -127,12 +170,14 @@ def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
     return conn.pipeline() if psycopg.capabilities.has_pipeline() else conn.transaction()
 
 
-def _claim(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, room: Room) -> psycopg.Cursor[Any]:
+def _claim(
+    conn: psycopg.Connection[Any], schema: Schema, lease: Lease, marks: Marks, room: Room
+) -> psycopg.Cursor[Any]:
     return conn.execute(
         schema.render(CLAIM_WITHIN_LIMITS if room.limited else CLAIM_JOBS).encode(),
         {
-            "queues": list(room.queues),
-            "limited": list(room.limited),
+            **marks.parameters(room.queues),
+            **marks.parameters(room.limited, "limited_"),
             "actors": list(room.actors),
             "limit": room.limit,
             "free": room.limit if room.free is None else room.free,

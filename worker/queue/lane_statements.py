@@ -81,7 +81,7 @@ ADMIT_JOBS: LiteralString = """
         UPDATE {schema}.job AS job
         SET state = 'available', admitted = true
         WHERE job.id = ANY(ARRAY(SELECT id FROM chosen)) -- a join would be planned for more, over the whole table
-        RETURNING job.id
+        RETURNING job.queue, job.rank
     ),
     told AS MATERIALIZED (
         SELECT pg_notify(%(wake)s, '')
@@ -89,6 +89,7 @@ ADMIT_JOBS: LiteralString = """
     )
     SELECT
         (SELECT count(*) FROM knocks) - (SELECT count(*) FROM opened) AS left_over,
+        (SELECT jsonb_agg(jsonb_build_array(queue, extract(epoch FROM rank)::float8)) FROM admitted) AS strays,
         (SELECT count(*) FROM told)"""
 
 # job_held, from one lane to the next: a knock at each gate with a line.

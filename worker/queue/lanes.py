@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -10,15 +10,27 @@ from worker.queue.lane_statements import ADMIT_JOBS, FORGET_GATES, KNOCK_AT_LINE
 from worker.queue.schema import Schema
 
 
+class Admission(NamedTuple):
+    """
+    What came of *admit*.
+
+    Args:
+        left_some: There were lanes that another was just opening.
+        strays: Queue and rank, in seconds since 1970, of each job that was let in; None when there was none.
+    """
+
+    left_some: bool = False
+    strays: list[tuple[str, float]] | None = None
+
+
 def admit(conn: psycopg.Connection[Any], schema: Schema) -> psycopg.Cursor[Any]:
     """Let jobs into the lanes that were knocked at, so that they can be claimed; nothing waits for a lock."""
     return conn.execute(schema.render(ADMIT_JOBS).encode(), {"wake": schema.channels["wake"]})
 
 
-def has_left_some(admitted: psycopg.Cursor[Any]) -> bool:
-    """Whether *admit* met lanes that another was just opening."""
+def what_was_admitted(admitted: psycopg.Cursor[Any]) -> Admission:
     row = admitted.fetchone()
-    return row is not None and row[0] > 0
+    return Admission(row[0] > 0, row[1]) if row is not None else Admission()
 
 
 def sweep(conn: psycopg.Connection[Any], schema: Schema) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from worker.queue.lease_statements import (
     TERMINATE_SESSIONS,
     UNREGISTER_WORKER,
 )
+from worker.queue.marks import Marks
 from worker.queue.schema import Schema
 
 logger = log.get_logger(__name__)
@@ -39,19 +40,31 @@ _MAX_CRASHES = 3
 
 
 class Look(NamedTuple):
-    """What a heartbeat saw on its way; *next_due* in seconds, None when no job is scheduled."""
+    """
+    What a heartbeat saw on its way.
+
+    Args:
+        next_due: In seconds; None when no job is scheduled.
+        has_held: Whether jobs wait before a lane, and ...
+        has_throttled: ... for their rate; maybe of a limit that no code knows any more. None when that was not
+            looked at, as is what runs without a worker.
+        toil: What looking for the first jobs has cost, see marks.py.
+        workers: How many there are, this one included.
+        took: Seconds, at the server.
+        cancelled: The tokens, by id, of this worker's jobs that somebody has cancelled.
+    """
 
     next_due: float | None
     has_available: bool
     needs_rescue: bool
     others_run: bool
     flow: Flow
-    has_held: bool
-    """Whether jobs wait before a lane, and ..."""
-    has_throttled: bool
-    """... for their rate; maybe of a limit that no code knows any more."""
+    has_held: bool | None
+    has_throttled: bool | None
+    toil: int
+    workers: int
+    took: float
     cancelled: dict[str, int] | None = None
-    """The tokens, by id, of this worker's jobs that somebody has cancelled."""
 
 
 class Beat(NamedTuple):
@@ -118,16 +131,33 @@ class Lease:
         """The heartbeat; None when this worker was declared dead and its jobs are others' by now."""
         return self.hear(self.beat(conn, served))
 
-    def beat(self, conn: psycopg.Connection[Any], served: Sequence[Room], flow: Flow | None = None) -> Beat:
-        """The same for a pipeline: `hear` it when that is synced. What *flow* pauses is not looked for."""
+    def beat(
+        self,
+        conn: psycopg.Connection[Any],
+        served: Sequence[Room],
+        flow: Flow | None = None,
+        marks: Marks | None = None,
+        mine: Collection[UUID] | None = None,
+    ) -> Beat:
+        """
+        The same for a pipeline: `hear` it when that is synced. What *flow* pauses is not looked for.
+
+        Args:
+            marks: Where jobs are looked for; everywhere when None.
+            mine: The jobs that run here, which is all that is looked at of those that run; None to look at all.
+        """
         known_queues, known_actors = _names(served)
         queues, actors = _names((flow or Flow()).through(served))
+        marks = marks or Marks()
         parameters = {
             "worker": self.worker_id,
             "known_queues": known_queues,
             "known_actors": known_actors,
-            "queues": queues,
+            **marks.parameters(queues),
             "actors": actors,
+            "due_low": marks.due_low,
+            "full": mine is None,
+            "mine": list(mine or ()),
         }
         asked_at = clock.monotonic()
         return Beat(asked_at, self._execute(conn, RENEW_LEASE, parameters))
@@ -137,8 +167,21 @@ class Lease:
         if row is None:
             return None
         self._renewed_at = beat.asked_at
-        next_due, has_available, needs_rescue, others_run, held, throttled, *flow, cancelled = row
-        return Look(next_due, has_available, needs_rescue, others_run, Flow.of(*flow), held, throttled, cancelled)
+        (toil_before, next_due, has_available, toil_after, needs_rescue, others_run, has_held, has_throttled,
+         paused_queues, paused_actors, limited_queues, cancelled, workers, took) = row  # fmt: skip
+        return Look(
+            next_due,
+            has_available,
+            needs_rescue,
+            others_run,
+            Flow.of(paused_queues, paused_actors, limited_queues),
+            has_held,
+            has_throttled,
+            toil=toil_after - toil_before,
+            workers=workers,
+            took=took,
+            cancelled=cancelled,
+        )
 
     def claimed(self, conn: psycopg.Connection[Any]) -> dict[UUID, int]:
         """The jobs, with their tokens, that this worker owns by the database's books."""

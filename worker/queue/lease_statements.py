@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import LiteralString
 
+from worker.queue.mark_statements import TOIL
+
 # The worker's row
 
 REGISTER_WORKER: LiteralString = """
@@ -21,30 +23,37 @@ REGISTER_WORKER: LiteralString = """
         ARRAY(SELECT queue FROM {schema}.queue_limit) AS limited_queues"""
 
 # The heartbeat, and in the same trip all that an idle worker must know. No row: this worker was declared dead.
-# A session of another role shows its pid but not its start, which must not look like a session that is gone.
+# A session of another role shows its pid but not its start, which must not look like a session that is gone. What walks
+# through every running, held or throttled job, and past those that were, is in full looks only. The subqueries are
+# evaluated in the order in which they stand, so that the toil is that of the two looks for jobs.
 RENEW_LEASE: LiteralString = """
     UPDATE {schema}.worker AS me
     SET heartbeat_at = clock_timestamp(), lost_at = NULL, queues = %(known_queues)s::text[],
         actors = %(known_actors)s::text[]
     WHERE me.id = %(worker)s
     RETURNING
+        {toil} AS toil_before,
         (
             SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
             FROM {schema}.job
             WHERE state = 'scheduled'
+              AND due_at >= coalesce(to_timestamp(%(due_low)s), '-infinity')
         ) AS next_due,
         EXISTS (
             SELECT
-            FROM unnest(%(queues)s::text[]) AS served(queue)
+            FROM unnest(%(queues)s::text[], %(lows)s::float8[], %(highs)s::float8[]) AS served(queue, low, high)
             CROSS JOIN LATERAL (
                 SELECT
                 FROM {schema}.job AS job
                 WHERE job.queue = served.queue
                   AND job.state = 'available'
+                  AND job.rank >= coalesce(to_timestamp(served.low), '-infinity')
+                  AND job.rank <= coalesce(to_timestamp(served.high), 'infinity')
                   AND job.actor = ANY(%(actors)s::text[])
                 LIMIT 1
             ) AS head
         ) AS has_available,
+        {toil} AS toil_after,
         EXISTS (
             SELECT
             FROM {schema}.worker AS other
@@ -59,30 +68,48 @@ RENEW_LEASE: LiteralString = """
                       AND (session.backend_start IS NULL OR session.backend_start = other.backend_start)
                 )
               )
-        ) OR EXISTS (
-            SELECT
-            FROM {schema}.job AS job
-            WHERE job.state = 'running'
-              AND NOT EXISTS (SELECT FROM {schema}.worker AS owner WHERE owner.id = job.claimed_by)
+        ) OR (
+            %(full)s
+            AND EXISTS (
+                SELECT
+                FROM {schema}.job AS job
+                WHERE job.state = 'running'
+                  AND NOT EXISTS (SELECT FROM {schema}.worker AS owner WHERE owner.id = job.claimed_by)
+            )
         ) AS needs_rescue,
-        EXISTS (
-            SELECT
-            FROM {schema}.job AS job
-            WHERE job.state = 'running'
-              AND job.claimed_by <> %(worker)s
-        ) AS others_run,
-        EXISTS (SELECT FROM {schema}.job WHERE state = 'held') AS has_held,
-        EXISTS (SELECT FROM {schema}.job WHERE state = 'throttled') AS has_throttled,
+        CASE
+            WHEN %(full)s THEN EXISTS (
+                SELECT
+                FROM {schema}.job AS job
+                WHERE job.state = 'running'
+                  AND job.claimed_by <> %(worker)s
+            )
+            ELSE EXISTS (SELECT FROM {schema}.worker AS other WHERE other.id <> %(worker)s)
+        END AS others_run,
+        CASE WHEN %(full)s THEN EXISTS (SELECT FROM {schema}.job WHERE state = 'held') END AS has_held,
+        CASE WHEN %(full)s THEN EXISTS (SELECT FROM {schema}.job WHERE state = 'throttled') END AS has_throttled,
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue') AS paused_queues,
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors,
         ARRAY(SELECT queue FROM {schema}.queue_limit) AS limited_queues,
-        (
-            SELECT jsonb_object_agg(job.id, job.token)
-            FROM {schema}.job AS job
-            WHERE job.state = 'running'
-              AND job.claimed_by = %(worker)s
-              AND job.cancelled_at IS NOT NULL
-        ) AS cancelled"""
+        CASE
+            WHEN %(full)s THEN (
+                SELECT jsonb_object_agg(job.id, job.token)
+                FROM {schema}.job AS job
+                WHERE job.state = 'running'
+                  AND job.claimed_by = %(worker)s
+                  AND job.cancelled_at IS NOT NULL
+            )
+            ELSE (
+                -- By job_pkey: in these words no other index can be used.
+                SELECT jsonb_object_agg(job.id, job.token)
+                FROM {schema}.job AS job
+                WHERE job.id = ANY(%(mine)s::uuid[])
+                  AND job.claimed_by IS NOT DISTINCT FROM %(worker)s
+                  AND job.cancelled_at IS NOT NULL
+            )
+        END AS cancelled,
+        (SELECT count(*) FROM {schema}.worker) AS workers,
+        extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 AS took""".replace("{toil}", TOIL)
 
 # job_running. What this worker owns by the database's books, to compare with what it has in memory.
 LIST_CLAIMED: LiteralString = """

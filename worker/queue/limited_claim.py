@@ -17,7 +17,12 @@ from worker.queue.statements import OF_HEAD, OF_SERVED
 # statement began was claimed of by somebody whose claims it has not counted, and is left for the next look. Nothing
 # here waits for a lock. What has a place is not claimed ahead of a slot: it would keep the place from others.
 CLAIM_WITHIN_LIMITS: LiteralString = """
-    WITH seen AS MATERIALIZED (
+    WITH looked AS (
+        SELECT queue, low, high
+        FROM unnest(%(limited_queues)s::text[], %(limited_lows)s::float8[], %(limited_highs)s::float8[])
+            AS given(queue, low, high)
+    ),
+    seen AS MATERIALIZED (
         SELECT gate.queue, gate.turn, told.max_starts, told.starts_per, lately.starts, lately.first_at,
             greatest(least(told.max_running - inside.jobs, told.max_starts - lately.starts), 0)::int AS places
         FROM {schema}.queue_limit AS told
@@ -38,13 +43,20 @@ CLAIM_WITHIN_LIMITS: LiteralString = """
             WHERE start.rate = 'queue:' || told.queue
               AND start.started_at > statement_timestamp() - told.starts_per * interval '1 second'
         ) AS lately
-        WHERE told.queue = ANY(%(limited)s::text[])
-          AND EXISTS (
+        WHERE EXISTS (
             SELECT
-            FROM {schema}.job AS job
-            WHERE job.queue = told.queue
-              AND job.state = 'available'
-              AND job.actor = ANY(%(actors)s::text[] || %(holding)s::text[])
+            FROM looked
+            CROSS JOIN LATERAL (
+                SELECT
+                FROM {schema}.job AS job
+                WHERE job.queue = looked.queue
+                  AND job.state = 'available'
+                  AND job.rank >= coalesce(to_timestamp(looked.low), '-infinity')
+                  AND job.rank <= coalesce(to_timestamp(looked.high), 'infinity')
+                  AND job.actor = ANY(%(actors)s::text[] || %(holding)s::text[])
+                LIMIT 1
+            ) AS waiting
+            WHERE looked.queue = told.queue
           )
     ),
     locked AS MATERIALIZED (
@@ -57,9 +69,10 @@ CLAIM_WITHIN_LIMITS: LiteralString = """
         SELECT queue, places FROM seen JOIN locked USING (queue, turn)
     ),
     served AS (
-        SELECT queue, NULL::int AS places FROM unnest(%(queues)s::text[]) AS unlimited(queue)
+        SELECT queue, low, high, NULL::int AS places
+        FROM unnest(%(queues)s::text[], %(lows)s::float8[], %(highs)s::float8[]) AS unlimited(queue, low, high)
         UNION ALL
-        SELECT queue, places FROM opened
+        SELECT queue, low, high, places FROM opened JOIN looked USING (queue)
     ),
     found AS (
         SELECT job.id, job.rank, job.wary OR served.places IS NOT NULL AS wary, job.suspect, room.holds, room.size,

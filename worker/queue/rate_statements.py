@@ -114,7 +114,7 @@ CLEAR_JOBS: LiteralString = """
         UPDATE {schema}.job AS job
         SET state = 'available', cleared = true
         WHERE job.id = ANY(ARRAY(SELECT id FROM chosen)) -- a join would be planned for more, over the whole table
-        RETURNING job.id
+        RETURNING job.queue, job.rank
     ),
     told AS MATERIALIZED (
         SELECT pg_notify(%(wake)s, '')
@@ -135,6 +135,7 @@ CLEAR_JOBS: LiteralString = """
                   AND gate.rate <> ALL(ARRAY(SELECT rate FROM opened))
             ) AS later
         ) AS opens_in,
+        (SELECT jsonb_agg(jsonb_build_array(queue, extract(epoch FROM rank)::float8)) FROM cleared) AS strays,
         (SELECT count(*) FROM told)"""
 
 # job_throttled, from one rate to the next: a knock at each gate with a line.

@@ -17,10 +17,12 @@ class Left(NamedTuple):
     Args:
         some: Others were just opening some of them.
         opens_in: Seconds until the next job may start; None when none waits for the time.
+        strays: Queue and rank, in seconds since 1970, of each job that was cleared; None when there was none.
     """
 
     some: bool = False
     opens_in: float | None = None
+    strays: list[tuple[str, float]] | None = None
 
 
 def clear(conn: psycopg.Connection[Any], schema: Schema) -> psycopg.Cursor[Any]:
@@ -30,7 +32,7 @@ def clear(conn: psycopg.Connection[Any], schema: Schema) -> psycopg.Cursor[Any]:
 
 def what_is_left(cleared: psycopg.Cursor[Any]) -> Left:
     row = cleared.fetchone()
-    return Left(row[0] > 0, row[1]) if row is not None else Left()
+    return Left(row[0] > 0, row[1], row[2]) if row is not None else Left()
 
 
 def sweep(conn: psycopg.Connection[Any], schema: Schema) -> None:

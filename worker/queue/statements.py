@@ -48,7 +48,9 @@ INSERT_JOBS: LiteralString = """
 # pass each other; the CTEs keep the planner from locking twice; RETURNING keeps no order, so the last SELECT sorts.
 # Jobs that hold a connection have a limit of their own. A suspect is taken only alone, by a worker that is idle; for
 # ten seconds of each minute the others wait behind it, so that one becomes idle. What is not to be claimed ahead again
-# is not passed by either. A LIMIT of 0 costs nothing. The parts are shared with CLAIM_WITHIN_LIMITS.
+# is not passed by either. A LIMIT of 0 costs nothing. A queue may be there more than once, each time with the stretch
+# of its ranks that is looked at (see marks.py); without bounds all of it is. The parts are shared with
+# CLAIM_WITHIN_LIMITS.
 OF_SERVED: LiteralString = """
         CROSS JOIN (VALUES (true, %(checkouts)s::int), (false, %(limit)s::int)) AS room(holds, size)
         CROSS JOIN LATERAL (
@@ -56,6 +58,8 @@ OF_SERVED: LiteralString = """
             FROM {schema}.job AS job
             WHERE job.queue = served.queue
               AND job.state = 'available'
+              AND job.rank >= coalesce(to_timestamp(served.low), '-infinity')
+              AND job.rank <= coalesce(to_timestamp(served.high), 'infinity')
               AND job.actor = ANY(CASE WHEN room.holds THEN %(holding)s::text[] ELSE %(actors)s::text[] END)
               AND (
                 job.suspect_since IS NULL
@@ -102,7 +106,7 @@ CLAIM_JOBS: LiteralString = """
     WITH head AS (
         SELECT job.id, job.rank, job.wary, job.suspect, room.size,
             row_number() OVER (PARTITION BY room.holds ORDER BY job.rank, job.id) AS nth
-        FROM unnest(%(queues)s::text[]) AS served(queue){of_served}
+        FROM unnest(%(queues)s::text[], %(lows)s::float8[], %(highs)s::float8[]) AS served(queue, low, high){of_served}
     ),{of_head}
     SELECT id, token, queue, actor, attempt, enqueued_at, args, options, message, ahead, suspect, waited
     FROM claimed
@@ -124,6 +128,7 @@ PROMOTE_DUE: LiteralString = """
         FROM {schema}.job
         WHERE state = 'scheduled'
           AND due_at <= statement_timestamp()
+          AND due_at >= coalesce(to_timestamp(%(due_low)s), '-infinity')
         ORDER BY due_at
         LIMIT 1000
         FOR UPDATE SKIP LOCKED
