@@ -21,7 +21,7 @@ from worker.queue.feed import Room
 from worker.queue.history import History
 from worker.queue.insertion import insert
 from worker.queue.lease import Lease
-from worker.queue.lease_statements import RENEW_LEASE, RESCUE_JOBS
+from worker.queue.lease_statements import FIND_DEAD, RENEW_LEASE, RESCUE_JOBS
 from worker.queue.marks import Marks
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement, settle
@@ -134,8 +134,8 @@ def passes(db: psycopg.Connection, holder: psycopg.Connection, time: Clock) -> P
     return passes
 
 
-def pass_by(db: psycopg.Connection, state: str = "available") -> None:
-    db.execute(COME, {"state": state, "worker": uuid4()})
+def pass_by(db: psycopg.Connection, state: str = "available", worker: UUID | None = None) -> None:
+    db.execute(COME, {"state": state, "worker": worker or uuid4()})
     db.execute("DELETE FROM worker.job WHERE state = %s", [state])
 
 
@@ -172,6 +172,22 @@ def test_what_passed_behind_an_open_transaction_costs_nothing(
 
     assert without > 2 * before
     assert blocks(db, statement, passes.parameters()) <= 1.5 * before
+
+
+def test_looking_for_jobs_without_a_worker_passes_those_of_workers_that_live(
+    insert_job: InsertJob, db: psycopg.Connection, holder: psycopg.Connection
+) -> None:
+    passes = Passes(db)
+    look = {"worker": passes.lease.worker_id, "countdown": 1.5, "unbroken": True}
+    blocks(db, FIND_DEAD, look)
+    before = blocks(db, FIND_DEAD, look)
+    pass_by(db, "running", passes.lease.worker_id)
+    insert_job(claimed_by=passes.lease.worker_id)
+
+    assert blocks(db, FIND_DEAD, look) < 2 * before
+    orphan = uuid4()
+    insert_job(claimed_by=orphan)
+    assert db.execute(SCHEMA.render(FIND_DEAD).encode(), look).fetchall() == [(orphan,)]
 
 
 def test_marks_follow_the_claims(insert_job: InsertJob, passes: Passes, db: psycopg.Connection, time: Clock) -> None:

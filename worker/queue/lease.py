@@ -45,9 +45,10 @@ class Look(NamedTuple):
 
     Args:
         next_due: In seconds; None when no job is scheduled.
+        needs_rescue: Whether a worker has died; in a full look also whether a job runs for one without a row.
         has_held: Whether jobs wait before a lane, and ...
         has_throttled: ... for their rate; maybe of a limit that no code knows any more. None when that was not
-            looked at, as is what runs without a worker.
+            looked at.
         toil: What looking for the first jobs has cost, see marks.py.
         workers: How many there are, this one included.
         took: Seconds, at the server.

@@ -22,9 +22,28 @@ REGISTER_WORKER: LiteralString = """
         ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor') AS paused_actors,
         ARRAY(SELECT queue FROM {schema}.queue_limit) AS limited_queues"""
 
+# job_running, between each two owners that have a row and beyond: what runs for an owner without one. The owners' own
+# entries, and those of their jobs that are over, are not read.
+ORPHANS: LiteralString = """(
+            SELECT id AS low, lead(id, 1, 'ffffffff-ffff-ffff-ffff-ffffffffffff') OVER (ORDER BY id) AS high
+            FROM (
+                SELECT id FROM {schema}.worker
+                UNION ALL
+                SELECT '00000000-0000-0000-0000-000000000000'
+            ) AS known
+        ) AS gap
+        CROSS JOIN LATERAL (
+            SELECT job.claimed_by
+            FROM {schema}.job AS job
+            WHERE job.state = 'running'
+              AND job.claimed_by > gap.low
+              AND job.claimed_by < gap.high
+            OFFSET 0 -- or else it is planned as a join with all that runs
+        ) AS orphan"""
+
 # The heartbeat, and in the same trip all that an idle worker must know. No row: this worker was declared dead.
 # A session of another role shows its pid but not its start, which must not look like a session that is gone. What walks
-# through every running, held or throttled job, and past those that were, is in full looks only. The subqueries are
+# through running, held or throttled jobs, and past those that were, is in full looks only. The subqueries are
 # evaluated in the order in which they stand, so that the toil is that of the two looks for jobs.
 RENEW_LEASE: LiteralString = """
     UPDATE {schema}.worker AS me
@@ -72,17 +91,21 @@ RENEW_LEASE: LiteralString = """
             %(full)s
             AND EXISTS (
                 SELECT
-                FROM {schema}.job AS job
-                WHERE job.state = 'running'
-                  AND NOT EXISTS (SELECT FROM {schema}.worker AS owner WHERE owner.id = job.claimed_by)
+                FROM {orphans}
             )
         ) AS needs_rescue,
         CASE
+            -- Not <>, by which the index would be read through this worker's jobs as well.
             WHEN %(full)s THEN EXISTS (
                 SELECT
                 FROM {schema}.job AS job
                 WHERE job.state = 'running'
-                  AND job.claimed_by <> %(worker)s
+                  AND job.claimed_by < %(worker)s
+            ) OR EXISTS (
+                SELECT
+                FROM {schema}.job AS job
+                WHERE job.state = 'running'
+                  AND job.claimed_by > %(worker)s
             )
             ELSE EXISTS (SELECT FROM {schema}.worker AS other WHERE other.id <> %(worker)s)
         END AS others_run,
@@ -109,7 +132,9 @@ RENEW_LEASE: LiteralString = """
             )
         END AS cancelled,
         (SELECT count(*) FROM {schema}.worker) AS workers,
-        extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 AS took""".replace("{toil}", TOIL)
+        extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 AS took""".replace(
+    "{toil}", TOIL
+).replace("{orphans}", ORPHANS)
 
 # job_running. What this worker owns by the database's books, to compare with what it has in memory.
 LIST_CLAIMED: LiteralString = """
@@ -150,10 +175,8 @@ FIND_DEAD: LiteralString = """
         OR (%(unbroken)s AND other.heartbeat_at + other.lease * interval '1 second' < clock_timestamp())
       )
     UNION
-    SELECT job.claimed_by
-    FROM {schema}.job AS job
-    WHERE job.state = 'running'
-      AND NOT EXISTS (SELECT FROM {schema}.worker AS owner WHERE owner.id = job.claimed_by)"""
+    SELECT orphan.claimed_by
+    FROM {orphans}""".replace("{orphans}", ORPHANS)
 
 # A second rescuer leaves this one to the first.
 LOCK_DEAD: LiteralString = """
