@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 from tests.bench import peers, report, rounds
-from tests.bench.results import OURS, RATES, Results
+from tests.bench.results import OURS, Results
 from tests.bench.rounds import WORKS
 
-_INSTALL = "Peers are left out unless they are installed: `uv sync --group bench`, redis-server, node."
+_USUAL = ("drain", "inserts", "enqueue", "bulk", "latency")
+_INSTALL = "Peers are left out unless they are installed: `uv sync --group bench`, redis-server, rabbitmq-server, node."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=_INSTALL)
-    parser.add_argument("works", nargs="*", metavar="WORK", help=f"{', '.join(WORKS)}; {', '.join(RATES)} by default")
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"{', '.join(WORKS)}; {', '.join(_USUAL)} by default")
     others = [name for name in peers.names() if name != OURS]
     parser.add_argument(
         "--vs", action="append", default=[], choices=[*others, "all"], metavar="PEER", help=f"all, or of {others}"
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10_000, help="in each run (10000)")
     parser.add_argument("--runs", type=int, default=3, help="of each work, interleaved (3)")
     parser.add_argument("--count", action="store_true", help="also count statements per job, which takes as long again")
-    parser.add_argument("--node-modules", metavar="DIR", help="where `npm install graphile-worker` put it")
+    parser.add_argument("--node-modules", metavar="DIR", help="where `npm install graphile-worker pg-boss` put them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="kept", help="measure nothing, show what was kept")
     parser.add_argument("--table", action="store_true", help="print the ratios as the README has them, too")
@@ -44,7 +45,7 @@ def main() -> None:
 def _measured(options: argparse.Namespace, others: list[str]) -> Results:
     chosen = others if "all" in options.vs else [*dict.fromkeys(options.vs)]
     return rounds.measure(
-        [*dict.fromkeys(options.works or RATES)],
+        [*dict.fromkeys(options.works or _USUAL)],
         [OURS, *chosen],
         jobs=options.jobs,
         runs=options.runs,

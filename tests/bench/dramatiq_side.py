@@ -31,6 +31,7 @@ class DramatiqSide(Peer):
     def fill(self, work: str, number: int) -> None:
         for argument in range(number):
             self.actors[work].send(argument)
+        self.broker.close()
 
     @contextmanager
     def working(self, work: str) -> Iterator[None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from typing import ClassVar, NamedTuple
 
 from tests.bench.tally import Tally
@@ -23,6 +24,8 @@ class Places:
 
     postgres: str
     redis: str | None = None
+    rabbitmq: str | None = None
+    rabbitmq_pid: int | None = None
     node_modules: str | None = None
 
 
@@ -42,12 +45,9 @@ class Guarantee(NamedTuple):
         return ", ".join([self.durable, *given])
 
 
-class Peer(ABC):
+class Sender(ABC):
     """
-    A library with one way to use it. Made anew in a process of its own for each stage of each run.
-
-    The jobs are three: "drain" does nothing, "inserts" writes one row, "latency" tells when it was sent. Each calls
-    `tally`, which is how the clock knows that it ran.
+    A library with one way to use it, as far as it sends. Made anew in a process of its own for each stage of each run.
 
     Raises:
         ImportError: What it stands on is not on this machine.
@@ -56,7 +56,7 @@ class Peer(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     store: ClassVar[str]
-    """Postgres or Redis."""
+    """Postgres, Redis or RabbitMQ."""
     packages: ClassVar[tuple[str, ...]]
     """Distributions whose versions are told."""
     guarantee: ClassVar[Guarantee]
@@ -74,18 +74,6 @@ class Peer(ABC):
         """Make the tables it needs; before any other stage, once for each run."""
 
     @abstractmethod
-    def fill(self, work: str, number: int) -> None:
-        """Send *number* jobs, by any way that is quick; numbered from 0 where the job takes a number."""
-
-    @abstractmethod
-    def working(self, work: str) -> AbstractContextManager[None]:
-        """A worker that runs the jobs of *work*, within the block."""
-
-    @abstractmethod
-    def num_left(self) -> int:
-        """Jobs that the store still has, waiting or running."""
-
-    @abstractmethod
     def sending(self) -> AbstractContextManager[Callable[[str, float], None]]:
         """How an application sends one job, connected within the block: called with the work and its argument."""
 
@@ -101,6 +89,41 @@ class Peer(ABC):
     def bulk(self, number: int, size: int) -> float | None:
         """Seconds for *number* sends, *size* at once; None if there is no such call."""
         return None
+
+    def versions(self) -> dict[str, str]:
+        return {name: metadata.version(name) for name in self.packages}
+
+
+class Peer(Sender):
+    """
+    A library that also runs what it has sent.
+
+    The jobs are three: "drain" does nothing, "inserts" writes one row, "latency" tells when it was sent. Each calls
+    `tally`, which is how the clock knows that it ran.
+    """
+
+    @abstractmethod
+    def fill(self, work: str, number: int) -> None:
+        """Send *number* jobs, by any way that is quick; numbered from 0 where the job takes a number."""
+
+    @abstractmethod
+    def working(self, work: str) -> AbstractContextManager[None]:
+        """A worker that runs the jobs of *work*, within the block."""
+
+    @abstractmethod
+    def num_left(self) -> int:
+        """Jobs that the store still has, waiting or running."""
+
+    @contextmanager
+    def flowing(self) -> Iterator[Callable[[str, list[float]], None]]:
+        """How an application sends many jobs at once: called with the work and an argument for each."""
+        with self.sending() as send:
+
+            def send_each(work: str, arguments: list[float]) -> None:
+                for argument in arguments:
+                    send(work, argument)
+
+            yield send_each
 
     def cpu_seconds(self) -> float:
         """Of the worker, so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.bench.results import NOISY, OURS, RATES, Results, Spread
+from tests.bench.results import MEASURES, NOISY, OURS, Results, Spread
 
 
 def text(results: Results, meanings: dict[str, str]) -> str:
@@ -17,11 +17,14 @@ def text(results: Results, meanings: dict[str, str]) -> str:
 
 def table(results: Results) -> str:
     """The ratios as a table of Markdown, with what each side gives, as it stands in the README."""
-    works = [work for work in RATES if results.runs.get(work)]
-    lines = [f"| beside | gives | {' | '.join(works)} |", "| --- " * (2 + len(works)) + "|"]
+    measures = results.measures()
+    lines = [
+        f"| beside | gives | {' | '.join(each.column for each in measures)} |",
+        "| --- " * (2 + len(measures)) + "|",
+    ]
     for side, about in results.sides.items():
         if side != OURS:
-            ratios = " | ".join(_times(results.ratio(work, side)) for work in works)
+            ratios = " | ".join(_short(results.ratio(measure, side)) for measure in measures)
             lines.append(f"| {about['title']} | {about['guarantee']} | {ratios} |")
     return "\n".join(lines)
 
@@ -37,23 +40,24 @@ def _head(results: Results) -> Iterator[str]:
             yield "WARNING: the machine was noisy. Believe the ratios, as the runs were interleaved; not the rates."
     for name, side in results.sides.items():
         versions = ", ".join(f"{package} {version}" for package, version in side["versions"].items())
-        yield f"  {name:18} {side['guarantee']}; {side['settings']} ({versions})"
+        yield f"  {name:22} {side['guarantee']}; {side['settings']} ({versions})"
 
 
 def _ratios(results: Results) -> Iterator[str]:
     others = [side for side in results.sides if side != OURS]
-    works = [work for work in RATES if work in results.runs]
-    if OURS not in results.sides or not others or not works:
+    measures = results.measures()
+    if OURS not in results.sides or not others or not measures:
         return
-    yield f"\nhow many times as fast as each is {OURS}\n{'':20}" + "".join(f"{work:>22}" for work in works)
+    yield f"\nhow many times as fast as each is {OURS}\n{'':24}" + "".join(f"{each.column:>22}" for each in measures)
     for side in others:
-        yield f"  {side:18}" + "".join(f"{_times(results.ratio(work, side)):>22}" for work in works)
+        yield f"  {side:22}" + "".join(f"{_times(results.ratio(measure, side)):>22}" for measure in measures)
 
 
 def _works(results: Results, meanings: dict[str, str]) -> Iterator[str]:
     for work, sides in results.runs.items():
         yield f"\n{work}: {meanings[work]}"
-        for side in results.order(work) or sides:
+        measure = next((measure for measure in MEASURES if measure.work == work), None)
+        for side in sides if measure is None else results.order(measure):
             yield f"  {side}"
             for figure in sides[side][0]:
                 if (spread := results.spread(work, side, figure)) is not None:
@@ -66,6 +70,13 @@ def _missing(results: Results) -> Iterator[str]:
     for work, sides in results.failed.items():
         for name, reason in sides.items():
             yield f"\nfailed: {name} at {work}, {reason}"
+
+
+def _short(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    median, least, most = (f"{value:.1f}" if value < 20 else f"{value:.0f}" for value in spread)
+    return f"{median} ({least}-{most})"
 
 
 def _times(spread: Spread | None) -> str:

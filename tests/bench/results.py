@@ -15,14 +15,30 @@ from tests.bench import machine
 OURS = "carpool"
 NOISY = 15.0
 """Percent of the machine that others may use before the numbers are called noisy."""
-RATES = {
-    "drain": "jobs per s",
-    "inserts": "jobs per s",
-    "enqueue": "per s",
-    "bulk": "per s by 500",
-    "latency": "p50 ms",
-}
-"""By which figure the sides are compared; of the latency less is better."""
+
+
+class Measure(NamedTuple):
+    """A figure by which the sides are compared."""
+
+    work: str
+    figure: str
+    column: str
+    """Its heading in a table."""
+    title: str
+    unit: str
+    less_is_better: bool = False
+
+
+MEASURES = (
+    Measure("drain", "jobs per s", "drain", "No-op jobs", "jobs per second"),
+    Measure("inserts", "jobs per s", "inserts", "Jobs that write a row", "jobs per second"),
+    Measure("distant", "jobs per s", "inserts, 1 ms away", "... with 1 ms of network", "jobs per second"),
+    Measure("enqueue", "per s", "enqueue", "Sends, one by one", "sends per second"),
+    Measure("bulk", "per s by 500", "by 500", "Sends, 500 at once", "sends per second"),
+    Measure("bulk", "per s by 10000", "by 10,000", "Sends, 10,000 at once", "sends per second"),
+    Measure("latency", "p50 ms", "latency", "Send to start", "ms, each 50 ms", less_is_better=True),
+    Measure("sparse", "p50 ms", "latency, idle", "Send to start", "ms, each 2 s", less_is_better=True),
+)
 
 
 class Spread(NamedTuple):
@@ -66,10 +82,17 @@ class Results:
         values = [run[figure] for run in self.runs.get(work, {}).get(side, []) if figure in run]
         return Spread.of(values) if values else None
 
-    def ratio(self, work: str, side: str) -> Spread | None:
+    def spread_of(self, measure: Measure, side: str) -> Spread | None:
+        return self.spread(measure.work, side, measure.figure)
+
+    def measures(self) -> list[Measure]:
+        """Those that were taken, of any side."""
+        return [measure for measure in MEASURES if any(self._values(measure, side) for side in self.sides)]
+
+    def ratio(self, measure: Measure, side: str) -> Spread | None:
         """How many times as fast we were, of each round; None without us, or without them."""
-        ours, theirs = (self._rates(work, name) for name in (OURS, side))
-        if work == "latency":
+        ours, theirs = (self._values(measure, name) for name in (OURS, side))
+        if measure.less_is_better:
             ours, theirs = theirs, ours
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=False) if other]
         return Spread.of(ratios) if ratios else None
@@ -79,17 +102,14 @@ class Results:
         values = [run["others % of machine"] for sides in self.runs.values() for runs in sides.values() for run in runs]
         return Spread.of(values) if values else None
 
-    def order(self, work: str) -> list[str]:
+    def order(self, measure: Measure) -> list[str]:
         """The sides that were measured, the best first."""
-        ranked = [(spread.median, side) for side in self.runs.get(work, {}) if (spread := self._rate(work, side))]
-        return [side for _, side in sorted(ranked, reverse=work != "latency")]
+        ranked = [(Spread.of(values).median, side) for side in self.sides if (values := self._values(measure, side))]
+        return [side for _, side in sorted(ranked, reverse=not measure.less_is_better)]
 
-    def _rate(self, work: str, side: str) -> Spread | None:
-        return self.spread(work, side, RATES[work]) if work in RATES else None
-
-    def _rates(self, work: str, side: str) -> list[float]:
-        figure = RATES.get(work, "")
-        return [run[figure] for run in self.runs.get(work, {}).get(side, []) if figure in run]
+    def _values(self, measure: Measure, side: str) -> list[float]:
+        runs = self.runs.get(measure.work, {}).get(side, [])
+        return [run[measure.figure] for run in runs if measure.figure in run]
 
 
 def _rounded(value: Any) -> Any:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import psycopg
-from psycopg import sql
 
 from tests.bench import machine, stores
+from tests.bench.network import Distance, distant
 from tests.bench.peer import Places
 from tests.bench.results import Results
 from tests.bench.server import count_statements, cpu_seconds, process_cpu_seconds
-from tests.bench.side import WARM_UP
+from tests.bench.side_process import SideError, SideProcess, ask
 
-PATIENCE = 600.0
-_LATENCIES = 100
+SENDS = ("enqueue", "bulk")
+"""The works for which a side need only send."""
 _COUNTED = 1000
 
 Figures = dict[str, float]
@@ -42,6 +35,7 @@ class Bench:
     results: Results
     say: Callable[[str], None]
     counts: bool
+    distance: Distance | None = None
     counted: dict[tuple[str, str], Figures] = field(default_factory=dict)
 
     def describe(self, names: list[str]) -> None:
@@ -49,23 +43,24 @@ class Bench:
         for name in names:
             with self._database() as places:
                 try:
-                    self.results.sides[name] = self._stage(name, places, "described", "")
+                    self.results.sides[name] = ask(name, places, "described")
                 except SideError as exc:
                     self.results.left_out[name] = str(exc)
                     self.say(f"left out: {name} ({exc})")
 
     def run(self, work: str, name: str) -> None:
         """One run of *work* on one side; a side that fails is left out of this work from now on."""
-        if name in self.results.failed.get(work, {}):
+        if name in self.results.failed.get(work, {}) or (self.results.sides[name]["only_sends"] and work not in SENDS):
             return
         try:
-            with self._database() as places, self._noise() as others:
+            with self._database() as places:
+                noise = machine.Noise(self._own_seconds)
                 found = WORKS[work](self, name, places)
         except SideError as exc:
             self.results.failed.setdefault(work, {})[name] = str(exc)
             self.say(f"{work:8} {name:18} failed: {exc}")
             return
-        found["others % of machine"] = others()
+        found["others % of machine"] = noise.percent()
         self.results.runs.setdefault(work, {}).setdefault(name, []).append(found)
         first, value = next(iter(found.items()), ("", 0.0))
         self.say(f"{work:8} {name:18} {value:12,.1f} {first}")
@@ -80,38 +75,45 @@ class Bench:
         """Jobs with one INSERT, ours completed in the same transaction."""
         return self._ran(name, places, "inserts")
 
+    def distant(self, name: str, places: Places) -> Figures:
+        """Jobs with one INSERT while each round trip to the stores takes 1 ms longer."""
+        assert self.distance is not None
+        found = self._ran(name, places, "inserts", far=self.distance)
+        return {**found, "ms more per round trip": self.distance.milliseconds()}
+
     def enqueue(self, name: str, places: Places) -> Figures:
         """Sends one by one, each on its own; a fifth of the jobs."""
-        return dict(self._stage(name, places, "sent", "enqueue", max(1, self.jobs // 5)))
+        return dict(ask(name, places, "sent", "enqueue", max(1, self.jobs // 5)))
 
     def bulk(self, name: str, places: Places) -> Figures:
-        """Sends of many at once, where there is a call for it."""
-        return dict(self._stage(name, places, "sent", "bulk"))
+        """Sends of 500 and of 10,000 at once, where there is a call for it."""
+        return dict(ask(name, places, "sent", "bulk", self.jobs))
 
     def latency(self, name: str, places: Places) -> Figures:
         """From a send to the start of its job, one each 50 ms to an idle worker."""
-        number = _LATENCIES + WARM_UP
-        self._stage(name, places, "filled", "latency", 0)
-        with self._started(name, places, "ran", "latency", number) as worker:
-            worker.line()
-            self._stage(name, places, "paced", "latency", number)
-            delays = sorted(json.loads(worker.line())["delays"][WARM_UP:])
-        return {"p50 ms": 1000 * statistics.median(delays), "p99 ms": 1000 * delays[int(len(delays) * 0.99)]}
+        return self._paced(name, places, 0.05, number=100, warm_up=10)
+
+    def sparse(self, name: str, places: Places) -> Figures:
+        """From a send to the start of its job, one each 2 s to an idle worker."""
+        return self._paced(name, places, 2.0, number=5, warm_up=1)
 
     def idle(self, name: str, places: Places) -> Figures:
         """A worker with nothing to do for 20 s."""
-        found = self._stage(name, places, "idled", "drain")
+        found = ask(name, places, "idled", "drain")
+        calls = {
+            f"{what} per s": found[what] / found["seconds"] for what in ("statements", "commands") if what in found
+        }
         return {
-            "commits per s": found["commits"] / found["seconds"],
+            **calls,
             "worker CPU % of a core": 100 * found["worker cpu"] / found["seconds"],
             "connections": found["connections"],
         }
 
-    def _ran(self, name: str, places: Places, work: str) -> Figures:
+    def _ran(self, name: str, places: Places, work: str, far: Distance | None = None) -> Figures:
         if self.counts and (name, work) not in self.counted:
             self.counted[name, work] = self._count(name, work)
-        self._stage(name, places, "filled", work)
-        found = self._stage(name, places, "ran", work)
+        ask(name, places, "filled", work, self.jobs)
+        found = ask(name, places if far is None else far.places(places), "ran", work, self.jobs)
         per_job = {"commands per job": found["commands"] / self.jobs} if "commands" in found else {}
         return {
             "jobs per s": self.jobs / found["seconds"],
@@ -122,108 +124,55 @@ class Bench:
             **self.counted.get((name, work), {}),
         }
 
+    def _paced(self, name: str, places: Places, pace: float, *, number: int, warm_up: int) -> Figures:
+        ask(name, places, "filled", "latency")
+        with SideProcess(name, places, "awaited", "latency", number + warm_up) as worker:
+            worker.answer()
+            ask(name, places, "paced", "latency", number + warm_up, pace=pace)
+            delays = sorted(worker.answer()[warm_up:])
+        return {
+            "p50 ms": 1000 * statistics.median(delays),
+            "p99 ms": 1000 * delays[int(len(delays) * 0.99)],
+        }
+
     def _count(self, name: str, work: str) -> Figures:
         """Statements of a short run of its own, as counting slows the server down."""
         with self._database() as places:
             with psycopg.connect(places.postgres, autocommit=True) as db:
                 if not count_statements(db):
                     return {}
-            self._stage(name, places, "filled", f"counted {work}", _COUNTED)
+            ask(name, places, "filled", f"counted {work}", _COUNTED)
             with psycopg.connect(places.postgres, autocommit=True) as db:
                 db.execute("SELECT pg_stat_statements_reset()")
-            found = self._stage(name, places, "ran", f"counted {work}", _COUNTED)
+            found = ask(name, places, "ran", f"counted {work}", _COUNTED)
         counts = {"statements per job": found["statements at the server"], "round trips per job": found.get("trips")}
         return {what: count / _COUNTED for what, count in counts.items() if count is not None}
-
-    # Processes
-
-    def _stage(self, name: str, places: Places, stage: str, work: str, jobs: int | None = None) -> Any:
-        with self._started(name, places, stage, work, self.jobs if jobs is None else jobs) as process:
-            return json.loads(process.line())
-
-    @contextmanager
-    def _started(self, name: str, places: Places, stage: str, work: str, jobs: int) -> Iterator[_Process]:
-        told = {"peer": name, "places": asdict(places), "stage": stage, "work": work, "jobs": jobs}
-        with _Process(json.dumps(told)) as process:
-            yield process
 
     @contextmanager
     def _database(self) -> Iterator[Places]:
         """An empty database, and an empty Redis."""
-        name = f"bench_{secrets.token_hex(4)}"
-        identifier = sql.Identifier(name)
-        self.db.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
         if self.places.redis is not None:
             stores.flush_redis(self.places.redis)
-        try:
-            yield replace(self.places, postgres=stores.database_url(self.places.postgres, name))
-        finally:
-            self.db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
-
-    @contextmanager
-    def _noise(self) -> Iterator[Callable[[], float]]:
-        """Tells afterwards which part of the machine, in percent, was used by processes that are not of the bench."""
-        started, busy, own = time.monotonic(), machine.busy_seconds(), self._own_seconds()
-        ended: list[float] = []
-        yield lambda: ended[0]
-        seconds = (time.monotonic() - started) * (os.cpu_count() or 1)
-        used = machine.busy_seconds() - busy - (self._own_seconds() - own)
-        ended.append(max(0.0, 100 * used / seconds))
+        with stores.database(self.db, self.places.postgres) as url:
+            yield replace(self.places, postgres=url)
 
     def _own_seconds(self) -> float:
         """CPU of ourselves, of the sides that have ended, and of the stores."""
         return cpu_seconds(self.db) + sum(map(process_cpu_seconds, [os.getpid(), *self.pids]))
 
 
-class SideError(Exception):
-    """A side could not do what was asked; the last line that it said."""
-
-
-class _Process:
-    """A side's process; killed at the end of the block if it has not ended by then."""
-
-    def __init__(self, told: str) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in `__exit__`)
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.bench.side"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{told}\n")
-        self._process.stdin.close()
-
-    def line(self) -> str:
-        """
-        The next line that it says.
-
-        Raises:
-            SideError: It ended without one.
-        """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait(PATIENCE)
-            self._said.seek(0)
-            raise SideError(self._said.read().strip().rpartition("\n")[2] or "it said nothing")
-        return line
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._process.wait(PATIENCE if kind is None else 0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(PATIENCE)
-        self._said.close()
-
-
 WORKS: dict[str, Callable[[Bench, str, Places], Figures]] = {
-    work.__name__: work for work in (Bench.drain, Bench.inserts, Bench.enqueue, Bench.bulk, Bench.latency, Bench.idle)
+    work.__name__: work
+    for work in (
+        Bench.drain,
+        Bench.inserts,
+        Bench.distant,
+        Bench.enqueue,
+        Bench.bulk,
+        Bench.latency,
+        Bench.sparse,
+        Bench.idle,
+    )
 }
 
 
@@ -257,7 +206,12 @@ def measure(
         db = stack.enter_context(psycopg.connect(postgres.url, autocommit=True))
         results.stores = {found.store: found.version for found in [postgres, *others.values()] if found is not None}
         pids = [found.pid for found in others.values() if found is not None]
-        bench = Bench(db, Places(postgres.url, node_modules=node_modules, **urls), pids, jobs, results, say, counts)
+        rabbitmq_pid = None if (rabbitmq := others["rabbitmq"]) is None else rabbitmq.pid
+        places = Places(postgres.url, node_modules=node_modules, rabbitmq_pid=rabbitmq_pid, **urls)
+        bench = Bench(db, places, pids, jobs, results, say, counts)
+        if "distant" in works:
+            bench.distance = stack.enter_context(distant(places))
+            pids.append(bench.distance.pid)
         bench.describe(names)
         for turn in range(runs):
             for work in works:

@@ -1,15 +1,17 @@
-"""What the stores on this machine have spent: CPU, commits, commands, sessions."""
+"""What the stores on this machine have spent: CPU, statements, connections."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 
 from tests.factories import scalar
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_ESTABLISHED = "01"
 
 
 def cpu_seconds(db: psycopg.Connection) -> float:
@@ -17,10 +19,15 @@ def cpu_seconds(db: psycopg.Connection) -> float:
     postmaster = _stat(db.info.backend_pid).get("parent")
     if postmaster is None:
         return 0.0
-    stats = [_stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    own = _stat(int(postmaster))
-    living = sum(stat["own"] for stat in stats if stat.get("parent") == postmaster)
-    return (own["own"] + own["ended"] + living) / _TICKS
+    stats = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    own = stats[int(postmaster)]
+    living = sum(_exact_seconds(pid, stat) for pid, stat in stats.items() if stat.get("parent") == postmaster)
+    return (own["own"] + own["ended"]) / _TICKS + living
+
+
+def own_seconds(db: psycopg.Connection) -> float:
+    """CPU of this process, of those that it started and that have ended, and of the server of *db*."""
+    return cpu_seconds(db) + process_cpu_seconds(os.getpid())
 
 
 def process_cpu_seconds(pid: int) -> float:
@@ -29,9 +36,10 @@ def process_cpu_seconds(pid: int) -> float:
     return (stat.get("own", 0.0) + stat.get("ended", 0.0)) / _TICKS
 
 
-def commits(db: psycopg.Connection) -> int:
-    """Of the database of *db*; sessions report theirs at the latest a second after."""
-    return int(scalar(db, "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"))
+def num_tcp_connections(port: int) -> int:
+    """Of clients to a server on *port* of this machine."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(fields[1].endswith(f":{port:04X}") and fields[3] == _ESTABLISHED for fields in sockets)
 
 
 def statements(db: psycopg.Connection) -> int:
@@ -43,6 +51,28 @@ def statements(db: psycopg.Connection) -> int:
             " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
         )
     )
+
+
+class Claims(NamedTuple):
+    """The statements of a database that take jobs, as every queue on Postgres does it: past the locks of others."""
+
+    calls: float
+    milliseconds: float
+    blocks: float
+
+    def __sub__(self, before: Claims) -> Claims:
+        return Claims(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+def claims(db: psycopg.Connection) -> Claims:
+    """In the database of *db* since `count_statements`; blocks of 8 kB that were looked at."""
+    row = db.execute(
+        "SELECT coalesce(sum(calls), 0), coalesce(sum(total_exec_time), 0),"
+        " coalesce(sum(shared_blks_hit + shared_blks_read), 0) FROM pg_stat_statements"
+        " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query ILIKE '%SKIP LOCKED%'"
+    ).fetchone()
+    assert row is not None
+    return Claims(*map(float, row))
 
 
 def count_statements(db: psycopg.Connection) -> bool:
@@ -63,3 +93,11 @@ def _stat(pid: int) -> dict[str, float]:
         return {}
     user, system, ended_user, ended_system = map(int, fields[11:15])
     return {"parent": int(fields[1]), "own": user + system, "ended": ended_user + ended_system}
+
+
+def _exact_seconds(pid: int, stat: dict[str, float]) -> float:
+    """Of a process with one thread: ticks are too coarse where many processes do little each."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except OSError:
+        return stat["own"] / _TICKS

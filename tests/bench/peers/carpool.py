@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -44,7 +44,7 @@ class Carpool(Peer):
     def fill(self, work: str, number: int) -> None:
         with opened_pool(self.places.postgres) as pool, self.broker.on(pool, _SCHEMA):
             for first in range(0, number, _CHUNK):
-                self._send_many(work, range(first, min(number, first + _CHUNK)))
+                self.send_many(work, range(first, min(number, first + _CHUNK)))
 
     @contextmanager
     def working(self, work: str) -> Iterator[None]:
@@ -70,14 +70,19 @@ class Carpool(Peer):
         with opened_pool(self.places.postgres) as pool, self.broker.on(pool, _SCHEMA):
             started = time.monotonic()
             for _ in range(number // size):
-                self._send_many("drain", range(size))
+                self.send_many("drain", range(size))
             return time.monotonic() - started
+
+    @contextmanager
+    def flowing(self) -> Iterator[Callable[[str, list[float]], None]]:
+        with opened_pool(self.places.postgres) as pool, self.broker.on(pool, _SCHEMA):
+            yield self.send_many
 
     def counts(self) -> dict[str, float]:
         return {} if self.traffic is None else self.traffic._asdict()
 
-    def _send_many(self, work: str, numbers: range) -> None:
-        self.jobs[work].send_many([self._arguments(work, number) for number in numbers])
+    def send_many(self, work: str, arguments: Iterable[float]) -> None:
+        self.jobs[work].send_many([self._arguments(work, argument) for argument in arguments])
 
     def _arguments(self, work: str, argument: float) -> tuple[float, ...]:
         return () if work == "drain" else (argument,)
