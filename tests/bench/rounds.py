@@ -60,6 +60,8 @@ class Bench:
             self.results.failed.setdefault(work, {})[name] = str(exc)
             self.say(f"{work:8} {name:18} failed: {exc}")
             return
+        if not found:
+            return  # it has no call for it
         found["others % of machine"] = noise.percent()
         self.results.runs.setdefault(work, {}).setdefault(name, []).append(found)
         first, value = next(iter(found.items()), ("", 0.0))
