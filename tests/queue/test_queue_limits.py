@@ -403,6 +403,36 @@ def test_the_next_starts_when_it_may_and_not_at_a_poll(
         assert 2.8 <= scalar(db, query) < 8.0
 
 
+def test_without_a_slot_nobody_looks_again_at_a_queue_in_anothers_hands(
+    database: str, insert_job: InsertJob, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert_job()
+    limit(db, running=1)
+    feed = NotingFeed(limit=1)
+    with psycopg.connect(database) as holder, dispatching(database, feed) as dispatcher:
+        holder.execute("SELECT FROM worker.queue_gate FOR UPDATE")
+        wait_until(lambda: dispatcher._admit_at < float("inf"), WAIT, "the dispatcher to find it locked")
+        passes: list[float] = []
+        run_once = dispatcher._run_once
+
+        def counted(conn: psycopg.Connection[Any]) -> float:
+            passes.append(clock.monotonic())
+            return run_once(conn)
+
+        monkeypatch.setattr(dispatcher, "_run_once", counted)
+
+        feed.limit = 0
+        beaten_at = scalar(db, "SELECT clock_timestamp()")
+        query = "SELECT count(*) FROM worker.worker WHERE heartbeat_at > %s"
+        wait_until(lambda: scalar(db, query, beaten_at), WAIT, "a heartbeat")
+
+        assert len(passes) < 20
+        holder.rollback()
+        feed.limit = 1
+        dispatcher.wake()
+        assert feed.was_put.wait(WAIT)
+
+
 def test_what_is_paused_is_not_claimed_within_its_limit_either() -> None:
     room = Room(["default", "mail", "bulk"], ["charge"], 3)
 
