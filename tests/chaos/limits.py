@@ -116,8 +116,8 @@ class Round:
             "SELECT id::text FROM worker.worker WHERE name LIKE %s", f"%:{self.fleet.workers[victim].pid}"
         )
         self.fleet.kill(victim)
-        dead_at, gone = self.now(), "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = %s"
-        self._wait(lambda: self.one(gone, f"carpool {killed}"), "its sessions to end")
+        dead_at, gone = self.now(), "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE %s"
+        self._wait(lambda: self.one(gone, f"carpool {killed}%"), "its sessions to end")
         # What ran there has ended by then, whatever it could still write.
         query = "UPDATE stay SET ended_at = to_timestamp(%s) WHERE worker = %s AND ended_at IS NULL"
         self.db.execute(query, [dead_at, killed])

@@ -244,7 +244,7 @@ def test_a_successor_waits_until_the_server_has_ended_the_sessions_of_the_dead(
         wait_until(lambda: scalar(db, SESSIONS) == POOL, WAIT, "every session to be open")
         victim = running_in(db, jobs[0])
         number = process_of(worker, victim)
-        left = column(db, "SELECT pid FROM pg_stat_activity WHERE application_name = %s", f"carpool {victim}")
+        left = column(db, "SELECT pid FROM pg_stat_activity WHERE application_name LIKE %s", f"carpool {victim}%")
         for pid in left:
             os.kill(pid, signal.SIGSTOP)
         try:

@@ -28,7 +28,7 @@ def slow(conn: Connection) -> None:
 
 
 SESSION_NAMES = """
-    SELECT DISTINCT application_name FROM pg_stat_activity
+    SELECT DISTINCT left(application_name, 44) FROM pg_stat_activity
     WHERE application_name LIKE 'carpool %%' AND datname = current_database()"""
 
 

@@ -374,10 +374,11 @@ def test_a_worker_that_was_declared_dead_hears_it_with_its_next_heartbeat(
     assert dead.lease.renew(connect(), []) is None
 
 
+@pytest.mark.parametrize("job", ["", " 1f3a9c charge"], ids=["idle", "in a job"])
 def test_sessions_that_a_dead_worker_left_behind_are_ended(
-    rescuer: Worker, dead: Worker, connect: Callable[..., psycopg.Connection], db: psycopg.Connection
+    job: str, rescuer: Worker, dead: Worker, connect: Callable[..., psycopg.Connection], db: psycopg.Connection
 ) -> None:
-    left = connect(application_name=application_name(dead.id))
+    left = connect(application_name=application_name(dead.id) + job)
 
     rescuer.rescue()
 

@@ -4,6 +4,7 @@ from worker.pool.checkout import Checkout, holder, shield
 from worker.pool.close_event import CloseEvent
 from worker.pool.connection import Connection
 from worker.pool.hygiene import HygieneMode
+from worker.pool.mark import mark
 from worker.pool.options import AsyncMode, ConnectOptions, PoolOptions
 from worker.pool.pool import Pool
 from worker.pool.shared import bind_pool, get_lender, get_pool, get_pool_async
@@ -24,5 +25,6 @@ __all__ = [
     "get_pool",
     "get_pool_async",
     "holder",
+    "mark",
     "shield",
 ]

@@ -22,6 +22,7 @@ from psycopg.pq.abc import PGconn
 
 from worker import clock
 from worker.pool.connection import Connection
+from worker.pool.mark import mark
 
 # Set around each job, so that a checkout names the job and not just a thread of ours.
 holder: ContextVar[str | None] = ContextVar("holder", default=None)
@@ -52,12 +53,13 @@ class Checkout:
     """
 
     __slots__ = (
-        "_conn", "_view", "holder", "lock", "loop", "pgconn", "since", "spans_job", "statement", "task", "thread",
-        "thread_id", "warned", "where",
+        "_conn", "_view", "holder", "lock", "loop", "mark", "pgconn", "since", "spans_job", "statement", "task",
+        "thread", "thread_id", "warned", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.holder = holder.get()
+        self.mark = mark.get()
         self.thread = threading.current_thread()
         self.thread_id = self.thread.ident
         self.loop: AbstractEventLoop | None = _get_running_loop()

@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any
 
 import psycopg
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from worker import clock
 from worker.pool.cursor import BeginsAlong, Cursor, leave_pipeline
@@ -83,6 +83,17 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
     def _get_tx_start_command(self) -> bytes:
         self.num_begun += 1
         return super()._get_tx_start_command()
+
+    def command(self, commands: bytes) -> None:
+        """
+        Run *commands* past psycopg's cursors: one message, one answer; one that fails keeps those behind it from it.
+
+        Raises:
+            psycopg.Error: As the server, or the network, refused them.
+        """
+        result = self.pgconn.exec_(commands)
+        if result.status != ExecStatus.COMMAND_OK and result.status != ExecStatus.TUPLES_OK:
+            raise psycopg.errors.error_from_result(result, encoding=self.info.encoding)
 
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:

@@ -11,14 +11,16 @@ from psycopg import generators
 from psycopg._preparing import Prepare
 from psycopg.pq import ExecStatus, TransactionStatus
 
+from worker.pool.mark import marked
+
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
 
 Gen = Generator[Any, Any, Any]
 
 _HAS_PIPELINES = psycopg.capabilities.has_pipeline()
-# BEGIN, PREPARE, the statement, the mark of the end; behind each, nothing.
-_MOST_ANSWERS = 8
+# BEGIN, its name, PREPARE, the statement, the mark of the end; behind each, nothing.
+_MOST_ANSWERS = 10
 _COPYING = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
 # Looked up at each statement.
 _IDLE = TransactionStatus.IDLE
@@ -40,6 +42,27 @@ class BeginsAlong:
         # Copies, streams and cursors on the server begin as psycopg has it, by a round trip of its own.
         if not self.begin_along:
             yield from super()._start_query()  # type: ignore[misc]  # of psycopg's connections
+
+    def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Gen:
+        this: Any = self
+        begins = isinstance(command, bytes) and command.startswith(b"BEGIN") and this._pipeline is None
+        if not begins or not (name := self.name_in_job):
+            return (yield from super()._exec_command(command, *args, **kwargs))  # type: ignore[misc]
+        this._check_connection_ok()
+        # psycopg takes one answer only.
+        this.pgconn.send_query(command + b"; " + _naming(name))
+        for result in (yield from generators.execute(this.pgconn)):
+            if result.status != _COMMAND_OK:
+                raise psycopg.errors.error_from_result(result, encoding=this.info.encoding)
+        return None
+
+    @property
+    def name_in_job(self) -> bytes:
+        """What `application_name` is to be while the job that has it uses it, as SQL; empty when no job has it."""
+        this: Any = self
+        if (checkout := this.checkout) is None or not checkout.mark:
+            return b""
+        return marked(this.pgconn.parameter_status(b"application_name") or b"", checkout.mark)
 
     def _check_intrans_gen(self, attribute: str) -> Gen:
         self._refuse_if_promised(f"change {attribute!r}")
@@ -107,6 +130,10 @@ class FirstStatement:
         preparing, name = this._get_prepared(pgq, prepare)
         pgconn.enter_pipeline_mode()
         pgconn.send_query_params(begin, None)
+        num_ahead = 1
+        if in_job := self._conn.name_in_job:
+            pgconn.send_query_params(_naming(in_job), None)
+            num_ahead += 1
         try:
             if preparing is Prepare.NO:
                 this._execute_send(pgq, force_extended=True, binary=binary)
@@ -117,10 +144,10 @@ class FirstStatement:
         except psycopg.Error:
             # libpq does not take it, say because of its 70,000 parameters: then BEGIN goes alone.
             pgconn.pipeline_sync()
-            yield from _answers(pgconn, 1)
+            yield from _answers(pgconn, num_ahead)
             raise
         pgconn.pipeline_sync()
-        *ahead, results = yield from _answers(pgconn, 3 if preparing is Prepare.SHOULD else 2)
+        *ahead, results = yield from _answers(pgconn, num_ahead + (2 if preparing is Prepare.SHOULD else 1))
         for result in ahead:
             if result[0].status != _COMMAND_OK:
                 raise psycopg.errors.error_from_result(result[0], encoding=this._encoding)
@@ -130,6 +157,11 @@ class FirstStatement:
             books.validate(key, preparing, name, results)
         this._check_results(results)
         this._set_results(results)
+
+
+def _naming(name: bytes) -> bytes:
+    # The server tells of the change by itself, in what it answers anyway, and undoes it at the transaction's end.
+    return b"SET LOCAL application_name = " + name
 
 
 def _answers(pgconn: Any, num: int) -> Gen:

@@ -128,6 +128,11 @@ class Delivery(MessageProxy):
         return f"job {self.claim.actor} {self.claim.id} run {self.claim.token}"
 
     @property
+    def mark(self) -> str:
+        """What its sessions are called, briefly; the end of an id is what differs among those of the same time."""
+        return f"{str(self.claim.id)[-6:]} {self.claim.actor}"
+
+    @property
     def context(self) -> Context:
         return Context(
             job_id=self.claim.id,

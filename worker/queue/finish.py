@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from worker.errors import Refused
 from worker.pool import Connection, shield
@@ -23,14 +25,33 @@ def begin(delivery: Delivery, schema: Schema, *, binding: bool) -> psycopg.Conne
     Args:
         binding: Whether sends of this thread join it from now on.
     """
-    conn = take(delivery)
+    conn = _take(delivery)
     delivery.transaction = JobTransaction(conn, schema)
     if binding:
         delivery.scope.enter_context(bind(conn))
     return conn
 
 
-def take(delivery: Delivery) -> Connection:
+def take_for_statements(delivery: Delivery) -> None:
+    """Take a connection for *delivery* that commits each statement."""
+    conn = _take(delivery)
+    conn.autocommit = True
+    if name := conn.name_in_job:
+        # Two trips, with that of its end, for jobs that are rare and long: no transaction ends this by itself.
+        conn.command(b"SET application_name = " + name)
+        conn.checkout.mark = ""  # or its transactions would be marked twice
+    delivery.scope.callback(_end_statements, conn)
+
+
+def _end_statements(conn: Connection) -> None:
+    # One that is in any other state is the pool's to restore, or to replace.
+    if not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE:
+        conn.autocommit = False
+        with suppress(psycopg.Error):
+            conn.command(b"RESET application_name")
+
+
+def _take(delivery: Delivery) -> Connection:
     """Take a connection for *delivery*; the end of its run gives it back."""
     conn = delivery.pool.acquire()
     delivery.conn = conn

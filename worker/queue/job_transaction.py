@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import LiteralString
 
 import psycopg
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 
 from worker import log
 from worker.errors import LostLease, TransactionEnded
@@ -57,7 +57,7 @@ class JobTransaction:
         self._prepare()
         end = f"{begin}{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
         try:
-            self._run(end.encode())
+            self._conn.command(end.encode())
         except psycopg.errors.InvalidTextRepresentation as exc:
             if "carpool lost the lease" in str(exc):
                 raise LostLease(f"job {settlement.id} belongs to another delivery by now") from exc
@@ -67,10 +67,10 @@ class JobTransaction:
     def commit_with(self, write: Callable[[Connection], bool]) -> None:
         """Commit with what *write* writes, unless it tells that the job is another's by now; raises as `commit`."""
         self._check_open()
-        self._run(f"{self._begin_if_not_begun()}{_LIMITS}".encode())
+        self._conn.command(f"{self._begin_if_not_begun()}{_LIMITS}".encode())
         if not write(self._conn):
             raise LostLease("the job belongs to another delivery by now")
-        self._run(_COMMIT.encode())
+        self._conn.command(_COMMIT.encode())
         self._close()
 
     def roll_back(self) -> None:
@@ -81,7 +81,7 @@ class JobTransaction:
         status = self._conn.pgconn.transaction_status
         if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             try:
-                self._run(b"ROLLBACK")
+                self._conn.command(b"ROLLBACK")
             except psycopg.Error as exc:
                 logger.debug("job.rollback_failed", reason=str(exc))
         if self._conn.pgconn.transaction_status != TransactionStatus.IDLE or self._conn._num_transactions:
@@ -125,11 +125,5 @@ class JobTransaction:
         text = self._schema.render(FINISH_JOB) % {"id": "$1", "token": "$2"}
         books.clear()
         books._to_flush.clear()
-        self._run(f"DEALLOCATE ALL; PREPARE {_FINISH} (uuid, bigint) AS {text}".encode())
+        self._conn.command(f"DEALLOCATE ALL; PREPARE {_FINISH} (uuid, bigint) AS {text}".encode())
         books._names[mark] = _FINISH.encode()
-
-    def _run(self, commands: bytes) -> None:
-        """As one message, answered by one; a command that fails keeps those behind it from running."""
-        result = self._conn.pgconn.exec_(commands)
-        if result.status != ExecStatus.COMMAND_OK and result.status != ExecStatus.TUPLES_OK:
-            raise psycopg.errors.error_from_result(result, encoding=self._conn.info.encoding)

@@ -182,11 +182,12 @@ FIND_DEAD: LiteralString = """
 LOCK_DEAD: LiteralString = """
     SELECT pg_try_advisory_xact_lock(hashtextextended(%(dead)s::text, 0))"""
 
-# A dead worker's sessions may live on in their queries and hold the locks of the jobs' rows.
+# A dead worker's sessions may live on in their queries and hold the locks of the jobs' rows. In a job's transaction
+# their name goes on behind the worker's.
 TERMINATE_SESSIONS: LiteralString = """
     SELECT count(pg_terminate_backend(pid))
     FROM pg_stat_activity
-    WHERE application_name = %(application_name)s
+    WHERE left(application_name, length(%(application_name)s)) = %(application_name)s
       AND datname = current_database()
       AND usename = current_user"""
 

@@ -9,13 +9,13 @@ from dramatiq.middleware import Middleware, SkipMessage
 
 from worker import log
 from worker.errors import LostLease, TransactionEnded
-from worker.pool import holder
+from worker.pool import holder, mark
 from worker.queue.abilities import RunAbilities
 from worker.queue.actor import Job
 from worker.queue.conclusion import conclude
 from worker.queue.delivery import Delivery, current
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.finish import begin, take
+from worker.queue.finish import begin, take_for_statements
 from worker.queue.history import has_no_partition
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
@@ -60,14 +60,14 @@ class Transaction(Middleware):
         delivery.scope.callback(delivery.pool.reclaim, delivery.holder)
         _enter(delivery, current, delivery)
         _enter(delivery, holder, delivery.holder)
+        _enter(delivery, mark, delivery.mark)
         delivery.abilities = lambda: RunAbilities(delivery, broker)
         if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
             try:
                 if delivery.actor.options.get("transaction", True):
                     begin(delivery, broker.schema, binding=not delivery.actor.signature.is_async)
                 else:
-                    # The pool undoes this on the way back.
-                    take(delivery).autocommit = True
+                    take_for_statements(delivery)
             except psycopg.Error as exc:
                 # Any other exception would be logged and swallowed, and the job would run without its connection.
                 logger.warning("job.no_connection", reason=str(exc))

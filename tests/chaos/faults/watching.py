@@ -18,7 +18,7 @@ from tests.chaos.sampler import observing
 # A worker's sessions are called by the id of its boot, so those of a dead one count apart from its successor's.
 _SESSIONS: LiteralString = """
     SELECT count(*) FROM pg_stat_get_activity(NULL) AS session
-    WHERE session.application_name LIKE 'carpool %' GROUP BY session.application_name"""
+    WHERE session.application_name LIKE 'carpool %' GROUP BY left(session.application_name, 44)"""
 _LOOK = 0.1
 _WEIGH = 2.0
 _PATIENCE = 60.0
