@@ -14,6 +14,7 @@ import structlog
 from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+from worker import tracing
 from worker.secrecy import hide_passwords
 
 # What every line of the running job carries. A call, because most jobs write no line and need no fields.
@@ -93,6 +94,7 @@ def configure(
         lambda _, __, event: {**(every or {}), **event},
         merge_contextvars,
         _merge_fields,
+        lambda _, __, event: {**tracing.ids(), **event},
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

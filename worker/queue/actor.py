@@ -189,7 +189,7 @@ class Job(Actor[P, R]):
         """`send_with_options` for coroutines; *connection* may be a `psycopg.AsyncConnection`."""
         message = self._message(args, kwargs, delay, options)
         with self._joining(connection):
-            [sent] = await self._postgres.enqueue_async([message], delay=milliseconds(delay))
+            [sent] = await self._postgres.enqueue_async([message], delay=milliseconds(delay), batch=False)
             return self._sent(sent)
 
     async def send_many_async(

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import dramatiq.broker
@@ -19,7 +19,7 @@ from dramatiq.middleware import GroupCallbacks, default_middleware
 from dramatiq.middleware import Retries as DramatiqRetries
 from dramatiq.results import Results
 
-from worker import log
+from worker import log, tracing
 from worker.errors import ArgumentError, ConfigError
 from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
 from worker.queue.backends import PostgresGroups, PostgresResults
@@ -194,7 +194,7 @@ class PostgresBroker(Broker):
         if isinstance(message, Delivery) and message.settled:
             # Dramatiq's Worker calls the hooks again when it was interrupted in them: what is committed is not retried.
             return message
-        [sent] = self.enqueue_many([message], delay=delay)
+        [sent] = self._enqueue([message], delay, batch=False)
         return sent
 
     def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
@@ -204,6 +204,9 @@ class PostgresBroker(Broker):
         Returns:
             Them in order; of one that an existing job stands for, as its unique key says, a `Sent` with that job's id.
         """
+        return self._enqueue(messages, delay, batch=True)
+
+    def _enqueue(self, messages: Sequence[Message[Any]], delay: int | None, *, batch: bool) -> list[Message[Any]]:
         prepared = [self._prepare(message, delay) for message in messages]
         bound = bound_connection()
         if messages and bound is not None and not isinstance(bound, psycopg.Connection):
@@ -211,21 +214,23 @@ class PostgresBroker(Broker):
                 f"job {messages[0].actor_name!r}: a send under a bound psycopg.AsyncConnection would block its event"
                 " loop: use `await send_async(...)`, or one of its kin"
             )
-        delivery = current.get()
-        if delivery is not None and delivery.collecting:
-            for message in prepared:
-                self.emit_before("enqueue", message, delay)
-                self._collect(delivery, message, delay)
-                self.emit_after("enqueue", message, delay)
-            return prepared
-        jobs = self._encode_all(prepared, delay)
-        return self._enqueued(prepared, delay, jobs, write(self, jobs) if jobs else {})
+        # A retry is no new message, and keeps the context of its send.
+        is_retry = len(messages) == 1 and isinstance(messages[0], Delivery)
+        with nullcontext(prepared) if is_retry else _sending(prepared, batch=batch) as traced:
+            delivery = current.get()
+            if delivery is not None and delivery.collecting:
+                return self._collected(delivery, traced, delay)
+            jobs = self._encode_all(traced, delay)
+            return self._enqueued(traced, delay, jobs, write(self, jobs) if jobs else {})
 
-    async def enqueue_async(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
-        """`enqueue_many` for coroutines: the loop goes on meanwhile."""
+    async def enqueue_async(
+        self, messages: Sequence[Message[Any]], *, delay: int | None = None, batch: bool = True
+    ) -> list[Message[Any]]:
+        """`enqueue_many` for coroutines: the loop goes on meanwhile. What is no *batch* is a single send's."""
         prepared = [self._prepare(message, delay) for message in messages]
-        jobs = self._encode_all(prepared, delay)
-        return self._enqueued(prepared, delay, jobs, await write_async(self, jobs) if jobs else {})
+        with _sending(prepared, batch=batch) as traced:
+            jobs = self._encode_all(traced, delay)
+            return self._enqueued(traced, delay, jobs, await write_async(self, jobs) if jobs else {})
 
     def _prepare(self, message: Message[Any], delay: int | None) -> Message[Any]:
         if delay is not None:
@@ -275,6 +280,13 @@ class PostgresBroker(Broker):
         if self.dispatcher is not None:
             self.dispatcher.keep_house()
 
+    def _collected(self, delivery: Delivery, messages: Sequence[Message[Any]], delay: int | None) -> list[Message[Any]]:
+        for message in messages:
+            self.emit_before("enqueue", message, delay)
+            self._collect(delivery, message, delay)
+            self.emit_after("enqueue", message, delay)
+        return [*messages]
+
     def _collect(self, delivery: Delivery, message: Message[Any], delay: int | None) -> None:
         try:
             delivery.collect(self.encode(message, delay))
@@ -309,6 +321,8 @@ class PostgresBroker(Broker):
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "worker_shutdown" and self._feed is not None:
             self._feed.drain()
+        if signal == "process_message" and isinstance(args[0], Delivery):
+            args[0].begin_trace()
         super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
@@ -316,6 +330,8 @@ class PostgresBroker(Broker):
             # From here on every enqueue follows from the outcome and is written with it.
             args[0].collecting = True
         super().emit_after(signal, *args, **kwargs)
+        if signal in ("process_message", "skip_message") and isinstance(args[0], Delivery):
+            args[0].end_trace(args[0].settlement, kwargs.get("exception"))
 
     # Consuming, by Dramatiq's own Worker
 
@@ -427,6 +443,15 @@ def postgres_broker() -> PostgresBroker:
 def _default_middleware() -> list[Middleware]:
     """Dramatiq's own, but with our retries."""
     return [Retries() if make is DramatiqRetries else make() for make in default_middleware]
+
+
+def _sending(messages: list[Message[Any]], *, batch: bool) -> AbstractContextManager[Sequence[Message[Any]]]:
+    return tracing.sending(messages, with_context, batch=batch)
+
+
+def with_context(message: Message[Any], context: dict[str, str]) -> Message[Any]:
+    """A copy of *message* that was created in *context*, as the propagator has written it."""
+    return message.copy(options={tracing.OPTION: context})
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dramatiq.common import compute_backoff
 from dramatiq.middleware import Interrupt, Shutdown
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from worker import tracing
 from worker.errors import LeaseLost
 from worker.pool import Connection, Pool
 from worker.queue.claim import Claim
@@ -73,6 +74,18 @@ class Delivery(MessageProxy):
         self._in_body = False
         self.abilities: Callable[[], Abilities] | None = None
         self._view: psycopg.AsyncConnection[Any] | None = None
+        self._trace: Any = None
+
+    def begin_trace(self, worker: str | None = None) -> None:
+        """Begin the span of this run, if the application has traces; in the context in which all of it runs."""
+        self._trace = tracing.running(self, queue=self.claim.queue, attempt=self.claim.attempt, worker=worker)
+
+    def end_trace(self, settlement: Settlement | None, error: BaseException | None = None) -> None:
+        """End it, with what became of the job and why; a second time is harmless."""
+        run, self._trace = self._trace, None
+        if run is not None:
+            known = None if settlement is None else settlement.outcome.value
+            run.end("lost" if self.lost else known, error)
 
     @property
     def stopping(self) -> threading.Event:

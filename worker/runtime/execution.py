@@ -50,6 +50,7 @@ class Execution:
         self.hooks = hooks
         self._dispatcher = dispatcher
         self._tally = tally
+        self._worker = str(dispatcher.lease.worker_id)
 
     def run(self, claim: Claim) -> None:
         """Run a claimed job of a plain `def` from its hooks to its settlement, on this thread."""
@@ -69,6 +70,7 @@ class Execution:
         """An error of ours, not of the job: say so, and let it run again later rather than stay here for ever."""
         logger.critical("job.runner_failed", **fields(claim), exc_info=exc)
         if delivery is not None:
+            delivery.end_trace(None, exc)
             with suppress(Exception):
                 delivery.scope.close()
             if delivery.settled:
@@ -83,6 +85,7 @@ class Execution:
 
     def prepare(self, delivery: Delivery) -> Ending | None:
         """The before-hooks; an ending when the body must not run."""
+        delivery.begin_trace(self._worker)
         self._tally.started(delivery.claim)
         self.watchdog.hooks.enter(delivery, "before its body")
         try:
@@ -173,6 +176,7 @@ class Execution:
         self.hooks.after(signal, delivery)
         self._tally.ended(delivery.claim, settlement.outcome, duration)
         _report(delivery, settlement, duration)
+        delivery.end_trace(settlement, delivery._exception)
 
 
 def fields(claim: Claim) -> dict[str, Any]:

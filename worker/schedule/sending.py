@@ -11,7 +11,9 @@ from uuid import UUID
 from dramatiq import Broker, Message
 from psycopg import Connection
 
+from worker import tracing
 from worker.queue.binding import bind
+from worker.queue.broker import with_context
 from worker.queue.identity import job_id
 from worker.schedule.declaration import Schedule
 
@@ -67,7 +69,8 @@ def _built(firing: Firing) -> Message[Any] | Exception:
     except Exception as exc:
         # Whatever an author's function raises is this schedule's own affair.
         return exc
-    return message
+    # Of its own: schedules that tick together have nothing else to do with each other.
+    return tracing.creating(message, with_context, schedule=firing.schedule.name, tick=firing.tick.isoformat())
 
 
 def _check(broker: Broker, message: Message[Any]) -> None:
