@@ -1,4 +1,4 @@
-"""What must never be shown: the passwords of connection strings, wherever they turn up."""
+"""What must never be shown: the passwords of connection strings, wherever they turn up, and fields that say so."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 BLOT = "***"
 
 _SECRETS = {"password", "sslpassword", "passfile", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+# Fields of log lines whose text is nobody's business, by their names: an application's, as none of ours is called so.
+_PRIVATE = re.compile(r"passw|secret|token|authorization|api_?key|credential|cookie", re.IGNORECASE)
 _IN_URL = re.compile(r"(://?[^\s:@/]*):\S*@")
 _IN_WORDS = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE)
 _AFTER_USER = re.compile(r"\s*\w+://?[^:@/]*:(?P<password>.*)@", re.DOTALL)
@@ -97,15 +99,22 @@ def without_passwords(text: str) -> str:
 
 
 def hide_passwords(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A processor of structlog: the same for every value of *event*."""
-    return {name: _hidden(value) for name, value in event.items()}
+    """A processor of structlog: the same for every value of *event*, and for all whose name says it is secret."""
+    return _hidden_fields(event)
+
+
+def _hidden_fields(fields: MutableMapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: BLOT if isinstance(value, str | bytes) and _PRIVATE.search(str(name)) else _hidden(value)
+        for name, value in fields.items()
+    }
 
 
 def _hidden(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, dict):
-        return {name: _hidden(inner) for name, inner in value.items()}
+        return _hidden_fields(value)
     if isinstance(value, list | tuple | set):
         return [_hidden(inner) for inner in value]
     return without_passwords(str(value))

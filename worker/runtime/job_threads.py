@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -61,7 +62,8 @@ class JobThreads:
         self._hooks.after("worker_thread_boot", thread)
         while (claim := self._waiting.get()) is not None:
             try:
-                self._execution.run(claim)
+                # In a context of its own: what a job binds, a later one on this thread must not find.
+                contextvars.copy_context().run(self._execution.run, claim)
             except Exception as exc:
                 self._execution.give_up(claim, exc)
             finally:
