@@ -49,7 +49,13 @@ _LOCKED_AGAIN = timedelta(seconds=1)
 _FORGET_EVERY = 3600.0
 # No schedule is called so, as names can be printed.
 _BEAT, _POLL, _FORGET, _LOOKS = "\0beat", "\0poll", "\0forget", "\0looks"
-_INTERNAL = {_BEAT: "heartbeat", _POLL: "poll", _FORGET: "retention", _LOOKS: "looks"}
+_INTERNAL = {
+    _BEAT: "scheduler.heartbeat_failed",
+    _POLL: "scheduler.poll_failed",
+    _FORGET: "scheduler.retention_failed",
+    _LOOKS: "scheduler.looks_failed",
+}
+_DECLARED = {"added": "schedule.added", "changed": "schedule.changed", "confirmed": "schedule.confirmed"}
 # Looks in one transaction, which shares its connection with heartbeats and claims: a tenth of a second at most.
 _TOGETHER = 250
 
@@ -380,7 +386,7 @@ class Scheduler:
             if name in self._out_of_reach:
                 return
             self._out_of_reach.add(name)
-        event = f"scheduler.{_INTERNAL[name]}_failed" if name in _INTERNAL else "schedule.failed"
+        event = _INTERNAL.get(name, "schedule.failed")
         fields = {} if name in _INTERNAL else {"schedule": name}
         # A database out of reach needs no traceback; anything else does, as it may be ours.
         trace = None if isinstance(exc, psycopg.OperationalError) else exc
@@ -399,7 +405,7 @@ def _submitted(submit: Submit, work: Callable[[Connection[Any]], T]) -> Future[T
 def _log_declared(schedule: Schedule, change: Declared) -> None:
     if change == "locked":
         return
-    log.info(f"schedule.{change}", schedule=schedule.name, spec=schedule.spec, tz=schedule.tz)
+    log.info(_DECLARED[change], schedule=schedule.name, spec=schedule.spec, tz=schedule.tz)
     if change in ("added", "changed") and (warning := gap_warning(schedule.trigger, clock.now())):
         log.warning("schedule.gap", schedule=schedule.name, warning=warning)
 
