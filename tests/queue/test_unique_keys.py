@@ -12,9 +12,11 @@ import pytest
 from tests.factories import InThread, column, scalar
 from tests.queue.conftest import claim
 from tests.waiting import wait_until
-from worker import PostgresBroker, Unique, bind, job
+from worker import Limit, PostgresBroker, Rate, Unique, bind, job
 from worker.queue.history import History
+from worker.queue.lanes import admit
 from worker.queue.lease_statements import RESCUE_JOBS
+from worker.queue.rates import clear
 from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, settle
 
@@ -392,3 +394,79 @@ def test_housekeeping_forgets_tags_of_jobs_that_the_history_has_forgotten(charge
     History(Schema()).maintain(db)
 
     assert column(db, "SELECT tag FROM worker.job_tag") == ["waits"]
+
+
+# Beside limits and rates: what it is counted in goes with its arguments
+
+
+def counted(db: psycopg.Connection) -> list[tuple[Any, ...]]:
+    return db.execute("SELECT state, lane, rate FROM worker.job ORDER BY id").fetchall()
+
+
+def let_in(db: psycopg.Connection) -> None:
+    for _ in range(2):
+        admit(db, Schema())
+        clear(db, Schema())
+
+
+@pytest.fixture
+def bill(broker: PostgresBroker) -> Any:
+    @job(broker=broker, name="charge", limit=Limit(1, by="to"), rate=Rate(1, per=60, by="to"))
+    def bill(to: int) -> None: ...
+
+    return bill
+
+
+@pytest.mark.parametrize("policy", ["replace", "debounce"])
+def test_a_replaced_job_is_counted_by_its_new_arguments(bill: Any, db: psycopg.Connection, policy: Any) -> None:
+    unique = Unique("k", on_conflict=policy)
+    bill.send_with_options(args=(1,), unique=unique, delay=timedelta(hours=1))
+
+    bill.send_with_options(args=(2,), unique=unique, delay=timedelta(hours=1))
+
+    assert counted(db) == [("scheduled", "charge to=2", "charge to=2")]
+
+
+def test_a_replaced_job_leaves_its_place_to_the_next_and_waits_for_one(bill: Any, db: psycopg.Connection) -> None:
+    other = bill.send(2)
+    let_in(db)
+    first = bill.send_with_options(args=(1,), unique=REPLACE)
+    let_in(db)
+    behind = bill.send(1)
+    let_in(db)
+
+    bill.send_with_options(args=(2,), unique=REPLACE)
+    let_in(db)
+
+    query = "SELECT state FROM worker.job WHERE id = %s"
+    states = [scalar(db, query, each.message_id) for each in (other, first, behind)]
+    assert states == ["available", "held", "available"]
+
+
+def test_a_job_whose_new_arguments_have_no_limit_waits_for_none(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    @job(broker=broker, name="charge", limit=Limit(1))
+    def limited(to: int) -> None: ...
+
+    first = limited.send(1)
+    limited.send_with_options(args=(2,), unique=REPLACE)
+    let_in(db)
+    del broker.actors["charge"]
+
+    @job(broker=broker, name="charge")
+    def charge(to: int) -> None: ...
+
+    charge.send_with_options(args=(3,), unique=REPLACE)
+
+    assert [row[:2] for row in counted(db)] == [("available", "charge"), ("available", None)]
+    assert scalar(db, "SELECT args ->> 'to' FROM worker.job WHERE id <> %s", first.message_id) == "3"
+
+
+def test_a_message_sent_again_with_other_arguments_is_counted_by_them(
+    bill: Any, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    message = bill.send(1)
+    let_in(db)
+
+    broker.enqueue(message.copy(args=(2,)))
+
+    assert counted(db) == [("held", "charge to=2", "charge to=2")]
