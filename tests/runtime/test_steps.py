@@ -289,6 +289,63 @@ def test_a_redriven_job_goes_on_where_it_failed(broker: PostgresBroker, db: psyc
     assert [step.name for step in Jobs(db).steps(row_id(message))] == ["first", "second"]
 
 
+@pytest.mark.parametrize("end", ["done", "dead", "waiting"])
+def test_a_message_that_is_sent_again_does_all_its_steps(
+    broker: PostgresBroker, db: psycopg.Connection, end: str
+) -> None:
+    """Under its own id: another send is another job, however the first one ended."""
+    done: list[str] = []
+    broken = threading.Event()
+    if end != "done":
+        broken.set()
+
+    @job(broker=broker, max_retries=int(end == "waiting"), min_backoff=3_600_000, max_backoff=3_600_000)
+    def two(ctx: Context) -> None:
+        ctx.step("first", done.append, "first")
+        if broken.is_set():
+            raise ValueError
+        ctx.step("second", done.append, "second")
+
+    message = two.send()
+    ended = "SELECT count(*) FROM worker.job_history WHERE id = %s"
+    if end == "waiting":
+        wait_until(lambda: column(db, "SELECT state FROM worker.job") == ["scheduled"], WAIT, "the retry")
+    else:
+        wait_until(lambda: scalar(db, ended, row_id(message)) == 1, WAIT, "its first end")
+    broken.clear()
+    done.clear()
+    broker.enqueue(message)
+    wait_until(lambda: scalar(db, ended, row_id(message)) == (1 if end == "waiting" else 2), WAIT, "its end")
+
+    assert done == ["first", "second"]
+
+
+def test_a_job_redriven_after_it_was_sent_again_goes_on_behind_the_steps_of_that_send(
+    broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    done: list[str] = []
+    fails = iter([False, True, False])
+
+    @job(broker=broker, max_retries=0)
+    def two(ctx: Context) -> None:
+        ctx.step("first", done.append, "first")
+        if next(fails):
+            raise ValueError
+        ctx.step("second", done.append, "second")
+
+    def await_end(nth: int) -> None:
+        wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job_history") == nth, WAIT, f"its end {nth}")
+
+    message = two.send()
+    await_end(1)
+    broker.enqueue(message)
+    await_end(2)
+    Jobs(db).redrive(JobFilter(id=row_id(message)))
+    await_end(3)
+
+    assert done == ["first", "second", "first", "second"]
+
+
 def test_a_snoozed_job_goes_on_behind_its_steps(broker: PostgresBroker, db: psycopg.Connection) -> None:
     done: list[str] = []
 

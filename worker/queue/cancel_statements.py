@@ -36,14 +36,15 @@ CANCEL_JOBS: LiteralString = """
     ),
     buried AS (
         INSERT INTO {schema}.job_dead AS dead (
-            id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, died_at, args, options, message, error
+            id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, died_at, args, options, message, error,
+            sent_at
         )
         SELECT id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, clock_timestamp(), args, options,
-            message, concat_ws(E'\\n', error, 'cancelled')
+            message, concat_ws(E'\\n', error, 'cancelled'), sent_at
         FROM ended
         ON CONFLICT ON CONSTRAINT job_dead_pkey DO UPDATE
         SET attempt = excluded.attempt, crashes = excluded.crashes, died_at = excluded.died_at, worker = NULL,
-            options = excluded.options, message = excluded.message, error = excluded.error
+            sent_at = excluded.sent_at, options = excluded.options, message = excluded.message, error = excluded.error
     ),
     marked AS (
         UPDATE {schema}.job AS job

@@ -82,14 +82,14 @@ REDRIVE_JOBS: LiteralString = """
         DELETE FROM {schema}.job_dead AS dead
         USING chosen
         WHERE dead.id = chosen.id
-        RETURNING dead.id, queue, actor, priority, enqueued_at, args, options, chosen.message
+        RETURNING dead.id, queue, actor, priority, enqueued_at, sent_at, args, options, chosen.message
     ),
     redriven AS (
         INSERT INTO {schema}.job (
-            id, queue, actor, state, priority, due_at, rank, token, enqueued_at, args, options, message
+            id, queue, actor, state, priority, due_at, rank, token, enqueued_at, sent_at, args, options, message
         )
         SELECT id, queue, actor, 'available', priority, now(), now() + priority * interval '60 seconds',
-            (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, enqueued_at, args,
+            (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, enqueued_at, sent_at, args,
             options - %(notes)s::text[], message
         FROM dead
         RETURNING id

@@ -225,14 +225,14 @@ RESCUE_JOBS: LiteralString = """
     buried AS (
         INSERT INTO {schema}.job_dead AS dead (
             id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, started_at, died_at, worker, args,
-            options, message, error
+            options, message, error, sent_at
         )
         SELECT id, queue, actor, priority, attempt, crashes + CASE WHEN ahead THEN 0 ELSE 1 END, due_at, enqueued_at,
-            claimed_at, clock_timestamp(), claimed_by, args, options, message, reason
+            claimed_at, clock_timestamp(), claimed_by, args, options, message, reason, sent_at
         FROM ended
         ON CONFLICT ON CONSTRAINT job_dead_pkey DO UPDATE
         SET attempt = excluded.attempt, crashes = excluded.crashes, died_at = excluded.died_at,
-            worker = excluded.worker, error = excluded.error
+            sent_at = excluded.sent_at, worker = excluded.worker, error = excluded.error
     ),
     rescued AS (
         UPDATE {schema}.job AS job

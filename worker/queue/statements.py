@@ -35,7 +35,7 @@ INSERT_JOBS: LiteralString = """
             due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
             message = excluded.message, enqueued_at = excluded.enqueued_at, token = job.token + 1, attempt = 0,
             crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL, ahead = false, suspect_since = NULL,
-            cancelled_at = NULL
+            cancelled_at = NULL, sent_at = clock_timestamp()
         RETURNING state
     )
     SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
@@ -158,7 +158,7 @@ SETTLE_JOBS: LiteralString = """
           AND job.token = settled.token
           AND (settled.outcome IN ('done', 'dead') OR job.cancelled_at IS NOT NULL)
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.crashes, job.due_at, job.enqueued_at,
-            job.claimed_at, job.claimed_by, job.args,
+            job.claimed_at, job.claimed_by, job.sent_at, job.args,
             coalesce(settled.options::jsonb, job.options) AS options,
             coalesce(settled.message, job.message) AS message,
             CASE
@@ -179,15 +179,16 @@ SETTLE_JOBS: LiteralString = """
     buried AS (
         INSERT INTO {schema}.job_dead AS dead (
             id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, started_at, died_at, worker, args,
-            options, message, error
+            options, message, error, sent_at
         )
         SELECT id, queue, actor, priority, attempt, crashes, due_at, enqueued_at, claimed_at, clock_timestamp(),
-            claimed_by, args, options, message, error
+            claimed_by, args, options, message, error, sent_at
         FROM finished
         WHERE outcome = 'dead'
         ON CONFLICT ON CONSTRAINT job_dead_pkey DO UPDATE
         SET attempt = excluded.attempt, crashes = excluded.crashes, died_at = excluded.died_at,
-            worker = excluded.worker, options = excluded.options, message = excluded.message, error = excluded.error
+            worker = excluded.worker, options = excluded.options, message = excluded.message, error = excluded.error,
+            sent_at = excluded.sent_at
     ),
     returned AS (
         UPDATE {schema}.job AS job
