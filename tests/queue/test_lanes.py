@@ -451,3 +451,41 @@ def test_a_size_that_cannot_work_is_refused(size: Any) -> None:
 def test_in_order_is_one_at_a_time() -> None:
     with pytest.raises(ConfigError, match="expected a size of 1"):
         Limit(2, in_order=True)
+
+
+@pytest.mark.parametrize(
+    "other", [Limit(2, name="bank"), Limit(1, name="bank", in_order=True), Limit(2, name="charge")]
+)
+def test_actors_that_share_a_limit_with_other_numbers_are_refused(broker: PostgresBroker, other: Limit) -> None:
+    @job(broker=broker, limit=Limit(1, name=None if other.name == "charge" else "bank"))
+    def charge() -> None: ...
+
+    said = rf"^job 'refund': limit '{other.name}' is {other.numbers}, and that of job 'charge' is 1 at once: "
+    with pytest.raises(ConfigError, match=said):
+
+        @job(broker=broker, limit=other)
+        def refund() -> None: ...
+
+
+def test_actors_that_share_a_limit_may_say_it_twice(broker: PostgresBroker) -> None:
+    @job(broker=broker, limit=Limit(3, name="bank"))
+    def charge() -> None: ...
+
+    @job(broker=broker, limit=Limit(3, name="bank"))
+    def refund() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("lane", "constraint"),
+    [
+        ('{"name": "a"}', "job_lane_has_size"),
+        ('{"name": "a", "size": 0}', "job_lane_has_size"),
+        ('{"rate": {"name": "a"}}', "job_rate_has_size"),
+        ('{"rate": {"name": "a", "size": 1}}', "job_rate_has_size"),
+    ],
+)
+def test_a_row_made_by_hand_that_would_stop_its_lane_is_refused(
+    db: psycopg.Connection, lane: str, constraint: str
+) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match=constraint):
+        db.execute("INSERT INTO worker.job (actor, options) VALUES ('charge', %s)", [f'{{"lane": {lane}}}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -295,3 +296,22 @@ def test_the_name_of_a_queues_starts_is_refused(broker: PostgresBroker) -> None:
 def test_a_rate_that_cannot_work_is_refused(size: Any, per: Any) -> None:
     with pytest.raises(ConfigError, match="expected"):
         Rate(size, per=per)
+
+
+def test_actors_that_share_a_rate_with_other_numbers_are_refused(broker: PostgresBroker) -> None:
+    @job(broker=broker, rate=Rate(100, per=60, by="account", name="bank"))
+    def charge(account: int) -> None: ...
+
+    @job(broker=broker, rate=Rate(5, per=60, name="bank"))
+    def by_nothing(account: int) -> None: ...
+
+    expected = (
+        "job 'refund': rate 'bank' is 100 in 30 s, and that of job 'charge' is 100 in 60 s: they are counted together:"
+        " expected the same numbers, as with one worker.Rate for both, or another name="
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
+
+        @job(broker=broker, rate=Rate(100, per=30, by="account", name="bank"))
+        def refund(account: int) -> None: ...
+
+    assert "refund" not in broker.actors

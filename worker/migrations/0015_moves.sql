@@ -1,7 +1,15 @@
 -- serves: 1
 -- A waiting job may be given other arguments, by a send with its unique key or under its own id, and with them another
 -- lane or rate: it leaves the old one and waits in the new one. What it is counted in follows its options, whoever
--- writes them.
+-- writes them; and these must be whole, or it would wait for ever, and others of the same name behind it.
+
+ALTER TABLE {schema}.job
+    DROP CONSTRAINT job_lane_has_size,
+    ADD CONSTRAINT job_lane_has_size CHECK (
+        CASE WHEN lane IS NULL THEN lane_size IS NULL AND NOT admitted ELSE (lane_size >= 1) IS TRUE END
+    ) NOT VALID,
+    DROP CONSTRAINT job_rate_has_size,
+    ADD CONSTRAINT job_rate_has_size CHECK (rate IS NULL OR (rate_size >= 1 AND rate_per > 0) IS TRUE) NOT VALID;
 
 CREATE OR REPLACE FUNCTION {schema}.keep_lane() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -15,6 +15,7 @@ from dramatiq import Actor, Message
 
 from worker.errors import ArgumentError, ConfigError
 from worker.pool import Pool
+from worker.queue import keys
 from worker.queue.binding import AnyConnection, bind, check_connection
 from worker.queue.context import Context
 from worker.queue.delivery import current
@@ -71,6 +72,18 @@ class Job(Actor[P, R]):
         if self.unique is not None:
             self.signature.check_names(self.unique.by or ())
         super().__init__(fn, actor_name=actor_name, **rest)
+
+    def check_beside(self, other: Job[..., Any]) -> None:
+        """
+        Refuse a limit or a rate that it shares with *other*, but with other numbers.
+
+        Raises:
+            ConfigError: Names both jobs and both numbers.
+        """
+        if self.limit is not None and other.limit is not None:
+            keys.check_shared("limit", self.actor_name, self.limit, other.actor_name, other.limit)
+        if self.rate is not None and other.rate is not None:
+            keys.check_shared("rate", self.actor_name, self.rate, other.actor_name, other.rate)
 
     @property
     def is_limited(self) -> bool:

@@ -22,6 +22,7 @@ from dramatiq.results import Results
 from worker import log, tracing
 from worker.errors import ArgumentError, ConfigError
 from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
+from worker.queue.actor import Job
 from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.binding import bound_connection
 from worker.queue.claim import Claim
@@ -153,12 +154,16 @@ class PostgresBroker(Broker):
         Declare an actor, and make the jobs sent under its former names its own.
 
         Raises:
-            ConfigError: Another actor has one of those names.
+            ConfigError: Another actor has one of those names, or shares a limit or a rate with other numbers.
         """
         former_names = getattr(actor, "former_names", ())
         for name in [actor.actor_name, *former_names]:
             if (other := self.actors.get(name)) is not None and other is not actor:
                 raise ConfigError(f"job {actor.actor_name!r}: {name!r} is a name of job {other.actor_name!r} already")
+        if isinstance(actor, Job) and actor.is_limited:
+            for other in set(self.actors.values()):
+                if isinstance(other, Job):
+                    actor.check_beside(other)
         super().declare_actor(actor)
         self.actors.update(dict.fromkeys(former_names, actor))
 

@@ -5,13 +5,26 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from worker.errors import SignatureError
+from worker.errors import ConfigError, SignatureError
 
 _LONGEST = 300
+
+
+class Counting(Protocol):
+    """What counts jobs: a limit or a rate."""
+
+    @property
+    def name(self) -> str | None: ...
+
+    @property
+    def arguments(self) -> tuple[str, ...]: ...
+
+    @property
+    def numbers(self) -> str: ...
 
 
 def names(by: str | Sequence[str]) -> tuple[str, ...]:
@@ -30,6 +43,23 @@ def check(what: str, actor: str, by: Sequence[str], parameters: Mapping[str, ins
         if name not in parameters:
             has = ", ".join(parameters) or "none"
             raise SignatureError(f"job {actor!r}: {what} by {name!r}: it has no such argument (it has: {has})")
+
+
+def check_shared(what: str, actor: str, mine: Counting, other: str, theirs: Counting) -> None:
+    """
+    Refuse *what* of *actor* when its jobs are counted together with those of the *other* actor, up to other numbers.
+
+    Raises:
+        ConfigError: Names both, and both numbers.
+    """
+    name = mine.name or actor
+    if name != (theirs.name or other) or mine.arguments != theirs.arguments or mine.numbers == theirs.numbers:
+        return
+    raise ConfigError(
+        f"job {actor!r}: {what} {name!r} is {mine.numbers}, and that of job {other!r} is {theirs.numbers}: they are"
+        f" counted together: expected the same numbers, as with one worker.{what.capitalize()} for both, or another"
+        " name="
+    )
 
 
 def key(name: str, by: Sequence[str], args: str, parameters: Mapping[str, inspect.Parameter]) -> str:

@@ -44,6 +44,11 @@ class Limit:
         """The names of the arguments that make lanes."""
         return keys.names(self.by)
 
+    @property
+    def numbers(self) -> str:
+        """What it allows, in words."""
+        return f"{self.size} at once{', in order' if self.in_order else ''}"
+
     def check(self, actor: str, parameters: Mapping[str, inspect.Parameter]) -> None:
         """
         Refuse an argument that the job does not have.

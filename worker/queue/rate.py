@@ -54,6 +54,11 @@ class Rate:
         return seconds_of(self.per)
 
     @property
+    def numbers(self) -> str:
+        """What it allows, in words."""
+        return f"{self.size} in {self.seconds:g} s"
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """The names of the arguments that make rates."""
         return keys.names(self.by)
