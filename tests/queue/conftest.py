@@ -122,6 +122,7 @@ class NotingFeed(Feed):
         self.put_here: list[Claim] = []
         self.lost_here: list[Claim] = []
         self.cancelled_here: list[Claim] = []
+        self.begun_here: list[Claim] = []
         self.was_cancelled = threading.Event()
         self.was_put = threading.Event()
         self.was_lost = threading.Event()
@@ -137,6 +138,10 @@ class NotingFeed(Feed):
     def cancel(self, claims: list[Claim]) -> None:
         self.cancelled_here += claims
         self.was_cancelled.set()
+
+    def begun(self) -> list[Claim]:
+        begun, self.begun_here = self.begun_here, []
+        return begun
 
     def lost(self, claims: list[Claim]) -> None:
         self.lost_here += claims

@@ -245,6 +245,34 @@ def test_outcomes_written_before_the_connection_was_lost_reach_the_dispatcher(
     assert (feed.lost_here, calls[0] >= 3) == ([], True)
 
 
+# What somebody has locked
+
+
+def test_what_has_begun_and_is_locked_holds_up_no_pass_and_is_marked_by_a_later_one(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    """By a transaction that sends the running job again, or the record of a step: else nothing would be renewed."""
+    insert_job()
+    feed = NotingFeed(limit=1)
+    with dispatching(database, feed) as dispatcher, psycopg.connect(database) as somebody:
+        assert feed.was_put.wait(WAIT)
+        [one] = feed.put_here
+        db.execute("UPDATE worker.job SET ahead = true")
+        session = scalar(db, "SELECT pid FROM worker.worker")
+        somebody.execute("SELECT FROM worker.job FOR SHARE")
+        feed.begun_here.append(one)
+
+        for _ in range(2):
+            dispatcher.send([a_job(actor="receipt")]).result(WAIT)
+        assert scalar(db, "SELECT ahead FROM worker.job WHERE id = %s", one.id)
+        somebody.rollback()
+        dispatcher.wake()
+        query = "SELECT ahead FROM worker.job WHERE id = %s"
+        wait_until(lambda: not scalar(db, query, one.id), WAIT, "the mark")
+
+        assert (feed.begun_here, scalar(db, "SELECT pid FROM worker.worker")) == ([], session)
+
+
 # What one statement cannot write
 
 

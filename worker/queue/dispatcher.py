@@ -89,6 +89,7 @@ class Dispatcher:
         self._submitted = Submissions()
         self.reports = Reports()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
+        self._unmarked: list[Claim] = []  # running by now, which the database was to be told when their row was locked
         self._claiming = True
         self._flow = Flow()
         self._marks = Marks()
@@ -402,7 +403,7 @@ class Dispatcher:
         errand = Errand(
             settlements=[settlement for settlement, _ in outcomes],
             new=new,
-            begun=self._feed.begun(),
+            begun=[*self._unmarked, *self._feed.begun()],
             rooms=rooms,
             promoting=promoting,
             admitting=admitting,
@@ -430,6 +431,9 @@ class Dispatcher:
             self._write_apart(conn, outcomes, sends)
             outcomes, sends = [], []
             reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=(), said=()))
+        self._unmarked = [
+            claim for claim in errand.begun if claim.id not in reply.marked and claim.proof in self._outstanding
+        ]
         self.reports.confirm(said, reply.heard)
         self._outcomes.confirm(outcomes, reply.owned)
         self._sends.confirm(sends)

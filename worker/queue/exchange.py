@@ -79,6 +79,7 @@ class Reply(NamedTuple):
         heard: The jobs whose progress was written.
         strays: Queue and rank of jobs that were let into a lane or cleared for their rate.
         found: What the search has found.
+        marked: The jobs that were marked as begun; a row that somebody has locked was passed by.
     """
 
     owned: set[UUID]
@@ -89,6 +90,7 @@ class Reply(NamedTuple):
     heard: set[UUID]
     strays: list[tuple[str, float]]
     found: psycopg.Cursor[Any] | None
+    marked: set[UUID]
 
 
 def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand: Errand) -> Reply:
@@ -108,8 +110,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             settled = send_settlements(conn, schema, errand.settlements) if errand.settlements else None
             if errand.new:
                 insert(conn, schema, errand.new)
-            if errand.begun:
-                conn.execute(schema.render(MARK_BEGUN).encode(), _proofs(errand.begun))
+            begun = _mark(conn, schema, errand.begun) if errand.begun else None
             if errand.promoting:
                 conn.execute(schema.render(PROMOTE_DUE).encode(), {"due_low": marks.due_low})
             admitted = admit(conn, schema) if errand.admitting else None
@@ -136,6 +137,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
         heard={row[0] for row in reported} if reported is not None else set(),
         strays=[*(admission.strays or ()), *(stray for one in left for stray in one.strays or ())],
         found=found,
+        marked={row[0] for row in begun} if begun is not None else set(),
     )
 
 
@@ -189,6 +191,6 @@ def _claim(
     )
 
 
-def _proofs(claims: Sequence[Claim]) -> dict[str, Any]:
-    proofs = sorted(claim.proof for claim in claims)
-    return {"ids": [job_id for job_id, _ in proofs], "tokens": [token for _, token in proofs]}
+def _mark(conn: psycopg.Connection[Any], schema: Schema, claims: Sequence[Claim]) -> psycopg.Cursor[Any]:
+    parameters = {"ids": [claim.id for claim in claims], "tokens": [claim.token for claim in claims]}
+    return conn.execute(schema.render(MARK_BEGUN).encode(), parameters)

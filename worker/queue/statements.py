@@ -112,13 +112,21 @@ CLAIM_JOBS: LiteralString = """
     FROM claimed
     ORDER BY rank, id""".replace("{of_served}", OF_SERVED.replace("{size}", "room.size")).replace("{of_head}", OF_HEAD)
 
-# job_pkey. What was claimed ahead and runs by now counts if this worker dies.
+# job_pkey. What was claimed ahead and runs by now counts if this worker dies. A row that is locked, by the record of a
+# step or by whoever sends that job again, is passed by: to wait would hold up the pass.
 MARK_BEGUN: LiteralString = """
+    WITH begun AS MATERIALIZED (
+        SELECT job.id
+        FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS begun(id, token)
+        JOIN {schema}.job AS job ON job.id = begun.id AND job.token = begun.token
+        ORDER BY job.id
+        FOR NO KEY UPDATE OF job SKIP LOCKED
+    )
     UPDATE {schema}.job AS job
     SET ahead = false
-    FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS begun(id, token)
+    FROM begun
     WHERE job.id = begun.id
-      AND job.token = begun.token"""
+    RETURNING job.id"""
 
 # job_scheduled. A thousand at a time, so that a wave of due jobs is not one long transaction. No clock_timestamp(): it
 # is volatile, so the index could not stop at it and every job for later would be read.
