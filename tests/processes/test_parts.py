@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -21,6 +22,7 @@ from worker.processes.child import Child, how_it_ended
 from worker.processes.pages import Pages
 from worker.processes.post import Post
 from worker.processes.shares import shares
+from worker.processes.supervisor import Supervisor
 from worker.runtime.link import Fields, Link
 from worker.runtime.parent import config_from, config_told
 from worker.runtime.reload import Reload
@@ -51,6 +53,71 @@ def test_settings_come_through_the_link_as_they_were() -> None:
     config = Config(jobs=("a", "b"), queues=("mail",), http=Address(path="/run/x"), max_memory=2**30, grace=0.5)
 
     assert config_from({**config_told(config), "of_a_newer_version": 1}) == config
+
+
+# The supervisor's own faults
+
+
+class DrainingChild:
+    """A child that ends a moment after it was asked to, and notes what it was told."""
+
+    def __init__(self, number: int, config: Config) -> None:
+        self.number, self.config = number, config
+        self.told: list[str] = []
+        self.works, self.is_stopping, self.trouble, self.stage = True, False, None, "running"
+        self._looks = 0
+
+    def stop(self, signum: int) -> None:
+        self.told.append(signal.Signals(signum).name)
+
+    def kill(self) -> None:
+        if self.ended() is None:
+            self.told.append("SIGKILL")
+
+    def ended(self) -> int | None:
+        self._looks += bool(self.told)
+        return 0 if self._looks > 2 else None
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    monkeypatch.setattr("worker.processes.post.Child", DrainingChild)
+    config = Config(processes=2, pool_size=4, grace=1.0)
+    return Supervisor(config, SimpleQueue(), Reload(refusal="no"), lambda: config)
+
+
+def told(supervisor: Supervisor) -> list[list[str]]:
+    return [cast("DrainingChild", post.child).told for post in supervisor._posts]
+
+
+def test_a_fault_of_the_supervisor_lets_its_processes_drain(supervisor: Supervisor) -> None:
+    with mock.patch.object(supervisor, "_tell", side_effect=RuntimeError("a bug")), capture_logs() as logged:
+        code = supervisor.run()
+    supervisor.close()
+
+    assert (code, told(supervisor)) == (70, [["SIGTERM"], ["SIGTERM"]])
+    assert [each["event"] for each in logged if each["log_level"] == "critical"] == ["supervisor.failed"]
+
+
+def test_requests_to_stop_reach_the_processes_also_after_a_fault(supervisor: Supervisor) -> None:
+    supervisor._requests.put(signal.SIGUSR1)
+    supervisor._requests.put(signal.SIGINT)
+    with mock.patch.object(supervisor, "_tell", side_effect=RuntimeError("a bug")):
+        supervisor.run()
+
+    assert told(supervisor) == [["SIGTERM", "SIGINT"], ["SIGTERM", "SIGINT"]]
+
+
+def test_a_process_that_does_not_drain_after_a_fault_is_killed_in_the_end(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrainingChild, "ended", lambda self: None)
+    monkeypatch.setattr("worker.processes.supervisor._LAST_MOMENT", -0.8)
+    with mock.patch.object(supervisor, "_tell", side_effect=RuntimeError("a bug")):
+        supervisor.run()
+    supervisor.close()
+
+    assert told(supervisor) == [["SIGTERM", "SIGKILL"], ["SIGTERM", "SIGKILL"]]
 
 
 # Back-off

@@ -82,17 +82,42 @@ class Supervisor:
     def run(self) -> int:
         """Until every process has ended for good; returns the worst exit code of the end."""
         logger.info("supervisor.started", processes=len(self._posts), pool_size=self._config.pool_size)
-        while not self._is_over:
-            self._answer_requests()
-            self._look()
-            self._bury()
-            self._roll()
-            self._fill()
-            self._tell()
+        try:
+            while not self._is_over:
+                self._run_once()
+        except Exception:
+            # Nobody would replace those that end; so all end in order, and the service manager starts anew.
+            logger.critical("supervisor.failed", exc_info=True)
+            self._leave()
+            return exits.INTERNAL
         return self._code
 
+    def _run_once(self) -> None:
+        self._answer_requests()
+        self._look()
+        self._bury()
+        self._roll()
+        self._fill()
+        self._tell()
+
+    def _leave(self) -> None:
+        """Let the processes drain with nothing of this but the requests to stop, which shorten their grace."""
+        self._reload.close()
+        left = self._children
+        leave_by = clock.monotonic() + max((child.config.grace for child in left), default=0.0) + _LAST_MOMENT
+        signum: int = signal.SIGTERM
+        while left and clock.monotonic() < leave_by:
+            if is_request_to_stop(signum):
+                for child in left:
+                    child.stop(signum)
+            try:
+                signum = self._requests.get(timeout=_LOOK)
+            except Empty:
+                signum = 0
+            left = [child for child in left if child.ended() is None]
+
     def close(self) -> None:
-        """End what is left, which is nothing unless something here has failed."""
+        """End what is left, which is nothing unless processes have not ended in the time that they had."""
         for child in self._children:
             child.kill()
 
