@@ -147,7 +147,7 @@ def test_a_cancelled_job_whose_worker_died_is_dead(db: psycopg.Connection, inser
     db.execute(MARK, [cancelled])
     rescuer._registered_at -= 60
 
-    assert rescuer.rescue(db) == 1
+    assert rescuer.rescue(db).jobs == 1
 
     assert column(db, "SELECT id FROM worker.job") == [other]
     assert column(db, ERROR, cancelled) == ["cancelled"]

@@ -13,7 +13,7 @@ import pytest
 from tests.factories import backend_pid, column, is_there, scalar, terminate
 from tests.queue.conftest import SCHEMA, InsertJob, claim
 from worker import clock
-from worker.queue.lease import Lease, application_name
+from worker.queue.lease import _COUNTDOWN, Lease, application_name
 from worker.queue.settlement import Outcome, Settlement, settle
 
 DURATION = 10.0
@@ -43,7 +43,7 @@ class Worker:
         self.lease.register(conn)
 
     def rescue(self) -> int:
-        return self.lease.rescue(self.conn)
+        return self.lease.rescue(self.conn).jobs
 
     def lose_session(self, db: psycopg.Connection) -> None:
         terminate(db, backend_pid(self.conn))
@@ -121,6 +121,18 @@ def test_a_worker_whose_session_is_gone_loses_its_jobs_after_the_countdown(
     rescuer.rescue()
 
     assert states(db) == ["available"]
+
+
+def test_the_next_look_comes_when_the_countdown_that_has_begun_is_over(
+    rescuer: Worker, other: Worker, db: psycopg.Connection
+) -> None:
+    """Polls on the way would find nothing, and one of them would come late."""
+    other.lose_session(db)
+
+    begun, running = rescuer.lease.rescue(rescuer.conn), rescuer.lease.rescue(rescuer.conn)
+
+    assert _COUNTDOWN < begun.again_in < _COUNTDOWN + 0.1
+    assert running.again_in < _COUNTDOWN / 2
 
 
 def test_a_worker_that_registers_again_ends_its_countdown(

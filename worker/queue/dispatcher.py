@@ -39,15 +39,15 @@ T = TypeVar("T")
 
 # Polling is the truth and NOTIFY the hurry: a lost notification costs at most this.
 _POLL = 2.0
-# Closer while other workers run jobs, which may be lost with them ...
-_POLL_WITH_OTHERS = 1.0
-# ... and closer still while the countdown of one of them is running.
-_POLL_IN_RESCUE = 0.25
+# Closer beside other workers, whose jobs may be lost with them: one that has just begun nobody else knows of ...
+_POLL_WITH_OTHERS = 1.5
+# ... and closer still while they are known to run some.
+_POLL_WHILE_OTHERS_RUN = 1.0
 # A job that is cancelled may be on its way to its body, where no interrupt reaches it yet.
 _POLL_IN_CANCEL = 0.25
 # Between two attempts to work with the server, growing. At most a third of what others wait until they take a worker
 # without a session for dead (`lease._COUNTDOWN`): all come back at once, and not all in the same moment.
-_RECONNECT, _RECONNECT_MOST = 0.1, 0.5
+_RECONNECT, _RECONNECT_MOST = 0.1, 0.4
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
 _HOUSEKEEPING_AGAIN = 10.0
@@ -499,7 +499,8 @@ class Dispatcher:
             self._reconcile(conn)
             return False
         now = clock.monotonic()
-        rescued = look.needs_rescue and self.lease.rescue(conn) > 0
+        rescue = self.lease.rescue(conn) if look.needs_rescue else None
+        rescued = rescue is not None and rescue.jobs > 0
         if look.flow != self._flow:
             # What is resumed by this was not looked for.
             self._flow = look.flow
@@ -514,10 +515,8 @@ class Dispatcher:
             self._full_looks.spend(look.took, look.workers)
         self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
-        if look.needs_rescue:
-            self._renew_at = now + _POLL_IN_RESCUE
-        else:
-            self._renew_at = now + min(_POLL_WITH_OTHERS if look.others_run else _POLL, self.lease.duration / 3)
+        poll = _POLL_WHILE_OTHERS_RUN if look.others_run else _POLL_WITH_OTHERS if look.workers > 1 else _POLL
+        self._renew_at = now + min(poll if rescue is None else rescue.again_in, self.lease.duration / 3)
         if look.cancelled:
             self._renew_at = min(self._renew_at, now + _POLL_IN_CANCEL)
             self._cancel(look.cancelled)

@@ -33,7 +33,11 @@ from worker.queue.schema import Schema
 logger = log.get_logger(__name__)
 
 # Between seeing a worker's session gone and rescuing its jobs: a worker that merely lost its connection is back sooner.
-_COUNTDOWN = 1.5
+# With the poll of whoever sees it that makes less than three seconds from a kill to a run elsewhere.
+_COUNTDOWN = 1.25
+_JUST_BEHIND = 0.01
+# While one cannot be rescued yet for another reason, say a lock.
+_AGAIN = 0.25
 # After a restart of the server everybody's session is gone; whoever is back first gives the others this long.
 _OWN_AGE = 1.0
 _MAX_CRASHES = 3
@@ -66,6 +70,19 @@ class Look(NamedTuple):
     workers: int
     took: float
     cancelled: dict[str, int] | None = None
+
+
+class Rescue(NamedTuple):
+    """
+    What a look at dead workers has come to.
+
+    Args:
+        jobs: How many were made available again.
+        again_in: Seconds until the next look.
+    """
+
+    jobs: int
+    again_in: float = _AGAIN
 
 
 class Beat(NamedTuple):
@@ -205,21 +222,17 @@ class Lease:
         """The end of an orderly stop."""
         self._execute(conn, UNREGISTER_WORKER, {"worker": self.worker_id})
 
-    def rescue(self, conn: psycopg.Connection[Any]) -> int:
-        """
-        Make the jobs of dead workers available again.
-
-        Returns:
-            How many; 0 also while a countdown is still running.
-        """
+    def rescue(self, conn: psycopg.Connection[Any]) -> Rescue:
+        """Make the jobs of dead workers available again; none while a countdown is still running."""
         age = clock.monotonic() - self._registered_at
         if age < _OWN_AGE:
-            return 0
+            return Rescue(0)
         me = {"worker": self.worker_id}
-        self._execute(conn, MARK_LOST, me)
+        begun = self._execute(conn, MARK_LOST, me).rowcount > 0
         found = {**me, "countdown": _COUNTDOWN, "unbroken": age >= self.duration}
         dead = self._execute(conn, FIND_DEAD, found).fetchall()
-        return sum(self._rescue_from(conn, worker_id) for (worker_id,) in dead)
+        jobs = sum(self._rescue_from(conn, worker_id) for (worker_id,) in dead)
+        return Rescue(jobs, _COUNTDOWN + _JUST_BEHIND) if begun else Rescue(jobs)
 
     def _rescue_from(self, conn: psycopg.Connection[Any], dead: UUID) -> int:
         with conn.transaction():
