@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import psycopg
@@ -65,7 +66,29 @@ def test_a_job_that_kills_its_third_worker_is_quarantined(
     start_worker(database).running()
 
     assert done(noted, job_id) == "dead"
-    assert column(noted, "SELECT error FROM worker.job_dead") == ["quarantined: 3 workers died while they ran it"]
+    reason = scalar(noted, "SELECT error FROM worker.job_dead")
+    assert reason.startswith("quarantined: 3 workers died while they ran it; ")
+
+
+def test_what_a_killed_worker_said_last_is_known_of_its_job(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection
+) -> None:
+    job_id = send(noted, "work", word="hello", seconds=600)
+    noted.execute("UPDATE worker.job SET crashes = 2")
+    first = start_worker(database).running()
+    busy_in_sql(noted)
+    wait_until(lambda: scalar(noted, "SELECT statements IS NOT NULL FROM worker.worker"), SECONDS, "a heartbeat")
+    start_worker(database).running()
+
+    first.end(signal.SIGKILL)
+
+    assert done(noted, job_id) == "dead"
+    reason = scalar(noted, "SELECT error FROM worker.job_dead")
+    assert re.fullmatch(
+        r"quarantined: 3 workers died while they ran it; \d+ MB in memory at its heartbeat of 20[0-9TZ:.-]+;"
+        r" the job's last statement by then: SELECT pg_sleep\(%s\)",
+        reason,
+    ), reason
 
 
 # The database goes

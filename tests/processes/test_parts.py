@@ -23,10 +23,11 @@ from worker.processes.pages import Pages
 from worker.processes.post import Post
 from worker.processes.shares import shares
 from worker.processes.supervisor import Supervisor
+from worker.queue.last_words import resident
 from worker.runtime.link import Fields, Link
 from worker.runtime.parent import config_from, config_told
 from worker.runtime.reload import Reload
-from worker.runtime.wear import Wear, resident
+from worker.runtime.wear import Wear
 
 WAIT = 10.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -9,10 +10,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.factories import backend_pid, column, is_there, scalar, terminate
 from tests.queue.conftest import SCHEMA, InsertJob, claim
 from worker import clock
+from worker.queue.last_words import LastWords
 from worker.queue.lease import _COUNTDOWN, Lease, application_name
 from worker.queue.settlement import Outcome, Settlement, settle
 
@@ -316,6 +319,22 @@ def test_a_job_that_took_its_third_worker_along_is_quarantined(
     reason = "quarantined: 3 workers died while they ran it"
     assert db.execute(query.encode()).fetchall() == [(job_id, 3, {"invoice_id": 42}, reason)]
     assert states(db) == []
+
+
+@pytest.mark.parametrize("errors", ["[]", '"by hand"', "{}"])
+def test_a_rescued_job_knows_what_its_worker_last_said(
+    rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection, errors: str
+) -> None:
+    job_id = insert_job(claimed_by=dead.id)
+    db.execute("UPDATE worker.job SET options = jsonb_build_object('errors', %s::jsonb)", [errors])
+    said = LastWords(memory=512 * 2**20, statements={str(job_id): "SELECT 1"})
+    db.execute("UPDATE worker.worker SET memory = %s, statements = %s", [said.memory, Jsonb(said.statements)])
+
+    rescuer.rescue()
+
+    [error] = scalar(db, "SELECT options -> 'errors' FROM worker.job")
+    known = r"its worker died; 512 MB in memory at its heartbeat of 20.*Z; the job's last statement by then: SELECT 1"
+    assert (error["attempt"], bool(re.fullmatch(known, error["error"]))) == (1, True), error
 
 
 def test_a_job_that_took_two_workers_along_gets_another_chance(

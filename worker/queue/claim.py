@@ -38,6 +38,11 @@ class Claim(NamedTuple):
         """What every write about this run is fenced by."""
         return self.id, self.token
 
+    @property
+    def holder(self) -> str:
+        """What a checkout of this run is called; with the token, because a lost run and its successor may overlap."""
+        return f"job {self.actor} {self.id} run {self.token}"
+
     def decode(self) -> Message[Any]:
         """
         The message of the job.

@@ -137,8 +137,8 @@ class Delivery(MessageProxy):
 
     @property
     def holder(self) -> str:
-        """What a checkout of this run is called; with the token, because a lost run and its successor may overlap."""
-        return f"job {self.claim.actor} {self.claim.id} run {self.claim.token}"
+        """What a checkout of this run is called."""
+        return self.claim.holder
 
     @property
     def mark(self) -> str:

@@ -23,6 +23,7 @@ from worker.queue.flow import Flow
 from worker.queue.group_commit import GroupCommit, Pending
 from worker.queue.history import History
 from worker.queue.horizon import HorizonWatch
+from worker.queue.last_words import LastWords, last_words
 from worker.queue.lease import Lease, Look
 from worker.queue.marks import Marks
 from worker.queue.new_job import NewJob
@@ -411,6 +412,7 @@ class Dispatcher:
             renewing=renewing,
             served=served,
             flow=self._flow,
+            last_words=last_words(self._pool, self._outstanding.values()) if renewing else LastWords(),
             said=said,
             marks=self._marks,
             search=self._marks.search(flowing, moving=bool(rooms) or renewing) if searching else None,

@@ -14,7 +14,8 @@ from worker.queue.feed import Room
 from worker.queue.flow import Flow
 from worker.queue.insertion import insert
 from worker.queue.lanes import Admission, admit, what_was_admitted
-from worker.queue.lease import Lease, Look
+from worker.queue.last_words import LastWords
+from worker.queue.lease import Beat, Lease, Look
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS, read_claim
 from worker.queue.marks import Marks, Search
 from worker.queue.new_job import NewJob
@@ -54,6 +55,7 @@ class Errand(NamedTuple):
     renewing: bool = False
     served: Sequence[Room] = ()
     flow: Flow = Flow()
+    last_words: LastWords = LastWords()
     said: Sequence[tuple[Proof, Progress]] = ()
     marks: Marks | None = None
     search: Search | None = None
@@ -116,7 +118,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             admitted = admit(conn, schema) if errand.admitting else None
             clearing = clear(conn, schema) if errand.clearing else None
             claimed = [_claim(conn, schema, lease, marks, room) for room in errand.rooms]
-            beat = lease.beat(conn, errand.served, errand.flow, marks, errand.mine) if errand.renewing else None
+            beat = _beat(conn, lease, errand) if errand.renewing else None
             # Behind the claims, so that the marks follow them.
             found = errand.search.send(conn, schema) if errand.search is not None else None
     except psycopg.Error:
@@ -170,6 +172,10 @@ def follow(errand: Errand, reply: Reply, workers: int) -> bool:
 def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
     # A libpq before 14 knows no pipelines; then it is one commit in several trips.
     return conn.pipeline() if psycopg.capabilities.has_pipeline() else conn.transaction()
+
+
+def _beat(conn: psycopg.Connection[Any], lease: Lease, errand: Errand) -> Beat:
+    return lease.beat(conn, errand.served, errand.flow, errand.marks, errand.mine, errand.last_words)
 
 
 def _claim(

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from worker import clock, log
 from worker.queue.feed import Room
 from worker.queue.flow import Flow
 from worker.queue.identity import uuid7
+from worker.queue.last_words import LastWords
 from worker.queue.lease_statements import (
     FIND_DEAD,
     FORGET_WORKER,
@@ -156,6 +158,7 @@ class Lease:
         flow: Flow | None = None,
         marks: Marks | None = None,
         mine: Collection[UUID] | None = None,
+        last_words: LastWords = LastWords(),  # noqa: B008  # a tuple
     ) -> Beat:
         """
         The same for a pipeline: `hear` it when that is synced. What *flow* pauses is not looked for.
@@ -176,6 +179,8 @@ class Lease:
             "due_low": marks.due_low,
             "full": mine is None,
             "mine": list(mine or ()),
+            "memory": last_words.memory,
+            "statements": Jsonb(last_words.statements) if last_words.statements else None,
         }
         asked_at = clock.monotonic()
         return Beat(asked_at, self._execute(conn, RENEW_LEASE, parameters))

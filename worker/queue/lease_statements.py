@@ -48,7 +48,7 @@ ORPHANS: LiteralString = """(
 RENEW_LEASE: LiteralString = """
     UPDATE {schema}.worker AS me
     SET heartbeat_at = clock_timestamp(), lost_at = NULL, queues = %(known_queues)s::text[],
-        actors = %(known_actors)s::text[]
+        actors = %(known_actors)s::text[], memory = %(memory)s, statements = %(statements)s
     WHERE me.id = %(worker)s
     RETURNING
         {toil} AS toil_before,
@@ -194,9 +194,16 @@ TERMINATE_SESSIONS: LiteralString = """
 # job_running. Rows that a session still locks are left for the next look. A job that ran is suspected of having taken
 # its worker along, and one that took several is quarantined instead of taking the next one as well. One that was only
 # claimed ahead has nothing to do with it; in case it had just begun, it is not claimed ahead again. One that somebody
-# cancelled while it ran is dead.
+# cancelled while it ran is dead. What is known of the death, each job is told.
 RESCUE_JOBS: LiteralString = """
-    WITH lost AS (
+    WITH last_words AS MATERIALIZED (
+        SELECT ended, statements,
+            pg_size_pretty(memory) || ' in memory at its heartbeat of '
+                || to_char(heartbeat_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS memory
+        FROM (SELECT %(dead)s::uuid AS id) AS dead
+        LEFT JOIN {schema}.worker USING (id)
+    ),
+    lost AS (
         SELECT id
         FROM {schema}.job
         WHERE claimed_by = %(dead)s
@@ -206,11 +213,12 @@ RESCUE_JOBS: LiteralString = """
     ),
     ended AS (
         DELETE FROM {schema}.job AS job
-        USING lost
+        USING lost, last_words
         WHERE job.id = lost.id
           AND (job.cancelled_at IS NOT NULL OR NOT job.ahead AND job.crashes + 1 >= %(max_crashes)s)
-        RETURNING job.*, CASE WHEN job.cancelled_at IS NULL THEN %(reason)s
-            || coalesce('; the last one: ' || (SELECT ended FROM {schema}.worker WHERE id = %(dead)s), '')
+        RETURNING job.*, CASE WHEN job.cancelled_at IS NULL
+            THEN concat_ws('; ', %(reason)s::text, 'the last one: ' || last_words.ended, last_words.memory,
+                'the job''s last statement by then: ' || (last_words.statements ->> job.id::text))
             ELSE 'cancelled' END AS reason
     ),
     recorded AS (
@@ -240,19 +248,16 @@ RESCUE_JOBS: LiteralString = """
             attempt = job.attempt - CASE WHEN job.ahead THEN 1 ELSE 0 END,
             crashes = job.crashes + CASE WHEN job.ahead THEN 0 ELSE 1 END,
             suspect_since = CASE WHEN job.ahead THEN job.suspect_since ELSE clock_timestamp() END,
-            options = coalesce((
-                SELECT jsonb_set(job.options, '{{errors}}', coalesce(job.options -> 'errors', '[]')
-                    || jsonb_build_object(
+            options = CASE WHEN job.ahead OR jsonb_typeof(job.options) <> 'object' THEN job.options
+                ELSE jsonb_set(job.options, '{{errors}}', CASE jsonb_typeof(job.options -> 'errors')
+                    WHEN 'array' THEN job.options -> 'errors' ELSE '[]' END || jsonb_build_object(
                     'attempt', job.attempt,
                     'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
-                    'error', 'its worker died: ' || ended
-                ))
-                FROM {schema}.worker
-                WHERE id = %(dead)s
-                  AND ended IS NOT NULL
-                  AND NOT job.ahead
-            ), job.options)
-        FROM lost
+                    'error', concat_ws('; ', 'its worker died' || coalesce(': ' || last_words.ended, ''),
+                        last_words.memory,
+                        'the job''s last statement by then: ' || (last_words.statements ->> job.id::text))
+                )) END
+        FROM lost, last_words
         WHERE job.id = lost.id
           AND job.cancelled_at IS NULL
           AND (job.ahead OR job.crashes + 1 < %(max_crashes)s)

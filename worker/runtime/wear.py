@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
-_STATM = Path("/proc/self/statm")
+from worker.queue.last_words import resident
 
 
 class Wear:
@@ -47,12 +43,3 @@ class Wear:
         if self._max_memory is not None and (memory := resident()) > self._max_memory:
             return {"memory": memory, "max_memory": self._max_memory}
         return None
-
-
-def resident() -> int:
-    """This process's resident memory in bytes; where the system does not tell, the most that it ever was."""
-    try:
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
