@@ -169,6 +169,29 @@ def test_what_a_job_does_and_sends_belongs_to_its_run(
     assert is_child(second, sent)
 
 
+def test_dramatiqs_own_worker_has_the_same_runs(spans: Spans, database: str, db: psycopg.Connection) -> None:
+    broker = PostgresBroker(database, schema="worker")
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def work(well: bool) -> None:
+        with spans.tracer.start_as_current_span("work"):
+            assert well
+
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
+    worker.start()
+    try:
+        sent = [work.send(True), work.send(False)]
+        runs = {run.attributes["messaging.message.id"]: run for run in spans.wait("process default", 2)}  # type: ignore[index]
+    finally:
+        worker.stop()
+        broker.close()
+
+    assert [said(runs[each.message_id], "carpool.outcome") for each in sent] == [["done"], ["dead"]]
+    sends, works = spans.named("send default"), spans.named("work")
+    assert {is_child(runs[each.message_id], send) for each, send in zip(sent, sends, strict=True)} == {True}
+    assert sum(is_child(work, run) for work in works for run in runs.values()) == 2
+
+
 def test_every_attempt_is_a_run_of_the_same_send_and_says_why_it_failed(
     spans: Spans, broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
 ) -> None:
