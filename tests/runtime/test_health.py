@@ -12,11 +12,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.factories import terminate
+from tests.factories import column, terminate
 from tests.running import WAIT, RunningWorker, outcome, running_worker
 from tests.schedule.standins import schedule
 from tests.waiting import wait_until
-from worker import PostgresBroker, Queues, job
+from worker import Limit, PostgresBroker, Queues, Rate, job
 from worker.observe import Page, render
 from worker.queue.identity import uuid7
 from worker.queue.lease import Lease
@@ -185,6 +185,32 @@ def test_the_queues_counts_come_from_the_database(
         assert metric(worker, "worker_queue_oldest_age_seconds", queue="default") == 0
 
 
+def test_jobs_that_wait_for_a_limit_or_a_rate_are_counted_too(
+    broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
+) -> None:
+    over = threading.Event()
+
+    @job(broker=broker, limit=Limit(1))
+    def one_by_one() -> None:
+        over.wait(WAIT)
+
+    @job(broker=broker, rate=Rate(1, per=3600))
+    def seldom() -> None: ...
+
+    states = "SELECT state FROM worker.job ORDER BY state"
+    try:
+        one_by_one.send_many([(), (), ()])
+        seldom.send_many([(), (), ()])
+        waiting = ["held", "held", "running", "throttled", "throttled"]
+        wait_until(lambda: column(db, states) == waiting, WAIT, "one of each kind to start")
+        ready(worker)
+
+        assert metric(worker, "worker_queue_jobs", queue="default", state="held") == 2
+        assert metric(worker, "worker_queue_jobs", queue="default", state="throttled") == 2
+    finally:
+        over.set()
+
+
 def test_the_limits_of_queues_are_told(worker: RunningWorker, db: psycopg.Connection) -> None:
     Queues(db).limit("mail", running=5, starts=30, per=60, force=True)
     ready(worker)
@@ -232,7 +258,7 @@ def test_counts_that_cannot_be_had_in_time_are_given_up_and_the_last_ones_shown(
 ) -> None:
     ready(worker)
     monkeypatch.setattr("worker.runtime.health._COUNT_EVERY", 0.0)
-    monkeypatch.setattr(worker.health._counts, "_read", lambda _: [_Count("mail", 1, 2, 3, 4.0, None, None)])
+    monkeypatch.setattr(worker.health._counts, "_read", lambda _: [_Count("mail", 1, 0, 0, 2, 3, 4.0, None, None)])
     assert metric(worker, "worker_queue_jobs", queue="mail", state="running") == 3
 
     monkeypatch.setattr("worker.runtime.health._COUNT_PATIENCE", 0.0)

@@ -153,6 +153,8 @@ class _Count(NamedTuple):
 
     queue: str
     available: int
+    held: int
+    throttled: int
     scheduled: int
     running: int
     oldest: float
@@ -176,7 +178,7 @@ class _Counts:
             *(
                 ({"queue": row.queue, "state": state}, getattr(row, state))
                 for row in rows
-                for state in ("available", "scheduled", "running")
+                for state in ("available", "held", "throttled", "scheduled", "running")
             ),
         )  # fmt: skip
         yield _gauge(

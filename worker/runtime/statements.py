@@ -31,9 +31,18 @@ COUNT_TIMEOUT: LiteralString = """
 # The whole hot table, which is as small as the work that waits. No row but for the oldest live worker: what all would
 # tell, Prometheus would add up.
 COUNT_QUEUES: LiteralString = """
-    SELECT queue, coalesce(available, 0)::int, coalesce(scheduled, 0)::int, coalesce(running, 0)::int,
-        coalesce(oldest_seconds, 0), max_running, max_starts / starts_per
+    SELECT queue, coalesce(available, 0)::int, coalesce(held, 0)::int, coalesce(throttled, 0)::int,
+        coalesce(scheduled, 0)::int, coalesce(running, 0)::int, coalesce(oldest_seconds, 0), max_running,
+        max_starts / starts_per
     FROM {schema}.queue_depth
+    LEFT JOIN (
+        -- job_held and job_throttled
+        SELECT queue, count(*) FILTER (WHERE state = 'held') AS held,
+            count(*) FILTER (WHERE state = 'throttled') AS throttled
+        FROM {schema}.job
+        WHERE state = 'held' OR state = 'throttled'
+        GROUP BY queue
+    ) AS waiting USING (queue)
     FULL JOIN {schema}.queue_limit USING (queue)
     WHERE %(worker)s = (
         SELECT id
