@@ -40,6 +40,21 @@ def test_the_jobs_of_a_killed_worker_run_on_another_within_seconds(
     wait_until(lambda: running_in(noted, job_id) == second.id, SECONDS, "the other worker to run it")
 
 
+def test_all_jobs_of_a_killed_worker_run_at_once_on_one_that_is_busy(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection
+) -> None:
+    first = start_worker(database).running()
+    lost = [send(noted, "think", word="lost", seconds=600) for _ in range(3)]
+    assert {running_in(noted, job_id) for job_id in lost} == {first.id}
+    first.send(signal.SIGTSTP)
+    second = start_worker(database).running()
+    assert running_in(noted, send(noted, "think", word="own", seconds=600)) == second.id
+
+    first.end(signal.SIGKILL)
+
+    wait_until(lambda: {running_in(noted, job_id) for job_id in lost} == {second.id}, SECONDS, "the other to run them")
+
+
 def test_the_effect_of_a_job_whose_worker_was_killed_counts_once(
     start_worker: StartWorker, database: str, noted: psycopg.Connection
 ) -> None:

@@ -347,14 +347,25 @@ def test_a_job_that_took_two_workers_along_gets_another_chance(
     assert states(db) == ["available"]
 
 
-def test_a_job_that_ran_when_its_worker_died_is_a_suspect(
-    rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
+@pytest.mark.parametrize(("crashes", "suspected"), [(0, False), (1, True)])
+def test_a_job_that_ran_when_two_workers_died_is_a_suspect(
+    crashes: int, suspected: bool, rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
 ) -> None:
-    insert_job(claimed_by=dead.id)
+    insert_job(claimed_by=dead.id, crashes=crashes)
 
     rescuer.rescue()
 
-    assert column(db, "SELECT suspect_since IS NOT NULL FROM worker.job") == [True]
+    assert column(db, "SELECT suspect_since IS NOT NULL FROM worker.job") == [suspected]
+
+
+def test_what_ran_when_a_worker_died_is_claimed_at_once_beside_others_but_not_ahead_of_a_slot(
+    rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
+) -> None:
+    jobs = [insert_job(claimed_by=dead.id) for _ in range(3)]
+
+    rescuer.rescue()
+
+    assert [one.id for one in claim(db, limit=3, free=2, idle=False)] == jobs[:2]
 
 
 def test_a_job_that_was_only_claimed_ahead_is_neither_counted_nor_suspected(
@@ -372,13 +383,13 @@ def test_a_job_that_was_only_claimed_ahead_is_neither_counted_nor_suspected(
 def test_a_suspect_that_ends_by_itself_is_no_longer_one(
     rescuer: Worker, dead: Worker, insert_job: InsertJob, db: psycopg.Connection
 ) -> None:
-    job_id = insert_job(claimed_by=dead.id)
+    job_id = insert_job(claimed_by=dead.id, crashes=1)
     rescuer.rescue()
     (claimed,) = claim(db, idle=True)
 
     settle(db, SCHEMA, [Settlement(job_id, claimed.token, Outcome.RETRY)])
 
-    assert db.execute("SELECT crashes, suspect_since FROM worker.job").fetchall() == [(1, None)]
+    assert db.execute("SELECT crashes, suspect_since FROM worker.job").fetchall() == [(2, None)]
 
 
 def test_jobs_of_a_worker_without_a_row_are_rescued(

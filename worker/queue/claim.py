@@ -16,7 +16,7 @@ class Claim(NamedTuple):
 
     Args:
         ahead: It was claimed before there was a slot for it.
-        suspect: A worker died while it ran, so it runs alone.
+        suspect: Two workers died while it ran, so it runs alone.
     """
 
     id: UUID

@@ -192,9 +192,10 @@ TERMINATE_SESSIONS: LiteralString = """
       AND usename = current_user"""
 
 # job_running. Rows that a session still locks are left for the next look. A job that ran is suspected of having taken
-# its worker along, and one that took several is quarantined instead of taking the next one as well. One that was only
-# claimed ahead has nothing to do with it; in case it had just begun, it is not claimed ahead again. One that somebody
-# cancelled while it ran is dead. What is known of the death, each job is told.
+# its worker along when that is the second, and one that took several is quarantined instead of taking the next one as
+# well. One that was only claimed ahead has nothing to do with it; in case it had just begun, neither it nor any that
+# ran is claimed ahead again, so that the next time it counts. One that somebody cancelled while it ran is dead. What is
+# known of the death, each job is told.
 RESCUE_JOBS: LiteralString = """
     WITH last_words AS MATERIALIZED (
         SELECT ended, statements,
@@ -247,7 +248,11 @@ RESCUE_JOBS: LiteralString = """
         SET state = 'available', token = job.token + 1, claimed_by = NULL, claimed_at = NULL,
             attempt = job.attempt - CASE WHEN job.ahead THEN 1 ELSE 0 END,
             crashes = job.crashes + CASE WHEN job.ahead THEN 0 ELSE 1 END,
-            suspect_since = CASE WHEN job.ahead THEN job.suspect_since ELSE clock_timestamp() END,
+            suspect_since = CASE
+                WHEN job.ahead OR job.crashes = 0 THEN job.suspect_since
+                ELSE clock_timestamp()
+            END,
+            ahead = true,
             options = CASE WHEN job.ahead OR jsonb_typeof(job.options) <> 'object' THEN job.options
                 ELSE jsonb_set(job.options, '{{errors}}', CASE jsonb_typeof(job.options -> 'errors')
                     WHEN 'array' THEN job.options -> 'errors' ELSE '[]' END || jsonb_build_object(
