@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
 
 import psycopg
 
@@ -22,6 +23,7 @@ from tests.factories import own_database, own_server, scalar
 from worker import clock
 from worker.queue.exchange import Errand, exchange, follow
 from worker.queue.feed import Room
+from worker.queue.flow import Flow
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
@@ -137,13 +139,13 @@ class Passage:
             insert(self.db, _SCHEMA, made)
 
     def report(self, passed: int, looks: int, spent: float) -> Cost:
-        look = {**self._marks.parameters(_QUEUES), "actors": _ACTORS, "due_low": self._marks.due_low}
-        everywhere = {**Marks().parameters(_QUEUES), "actors": _ACTORS, "due_low": None}
+        mine: list[UUID] | None = [] if self._marks.are_used else None
+        look = self._lease.parameters([_ROOM], Flow(), self._marks, mine)
+        everywhere = self._lease.parameters([_ROOM], Flow(), Marks(), None)
         room = {"limit": _BATCH, "free": _BATCH, "holding": [], "checkouts": 0, "idle": True}
-        me = {"worker": self._lease.worker_id, "known_queues": _QUEUES, "known_actors": _ACTORS, "mine": []}
-        claim = self._cost(CLAIM_JOBS, {**look, **me, **room}, looks)
-        beat = self._cost(RENEW_LEASE, {**look, **me, "full": not self._marks.are_used}, looks)
-        full_beat = self._cost(RENEW_LEASE, {**look, **me, "full": True}, 3)
+        claim = self._cost(CLAIM_JOBS, {**look, **room}, looks)
+        beat = self._cost(RENEW_LEASE, look, looks)
+        full_beat = self._cost(RENEW_LEASE, {**look, "full": True}, 3)
         full_look = self._cost(FIND_HEADS, {**everywhere, "sizes": [1]}, 3)
         print(
             f"  after {passed:9,} jobs: a claim of {_BATCH} {claim}, a heartbeat {beat}; in full {full_beat},"

@@ -18,12 +18,14 @@ from tests.waiting import wait_until
 from worker import clock
 from worker.queue.exchange import Errand, exchange, follow
 from worker.queue.feed import Room
+from worker.queue.flow import Flow
 from worker.queue.history import History
 from worker.queue.insertion import insert
 from worker.queue.lease import Lease
 from worker.queue.lease_statements import FIND_DEAD, RENEW_LEASE, RESCUE_JOBS
 from worker.queue.marks import Marks
 from worker.queue.new_job import NewJob
+from worker.queue.ration import Ration
 from worker.queue.settlement import Outcome, Settlement, settle
 from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
 
@@ -87,20 +89,14 @@ class Passes:
 
     def parameters(self) -> dict[str, Any]:
         """Of the claim, the promotion and the heartbeat, as they would be asked now."""
+        mine: list[UUID] | None = [] if self.marks.are_used else None
         return {
-            **self.marks.parameters(["default"]),
-            "due_low": self.marks.due_low,
-            "worker": self.lease.worker_id,
-            "actors": ["charge"],
+            **self.lease.parameters([Room(["default"], ["charge"], 10)], Flow(), self.marks, mine),
             "limit": 10,
             "free": 10,
             "holding": [],
             "checkouts": 0,
             "idle": True,
-            "known_queues": ["default"],
-            "known_actors": ["charge"],
-            "full": not self.marks.are_used,
-            "mine": [],
         }
 
 
@@ -421,6 +417,26 @@ def test_a_cancelled_job_is_told_to_its_worker_by_a_look_that_is_not_full(
 
     assert look is not None
     assert look.cancelled == {str(mine): 1}
+
+
+def test_a_full_look_is_rarer_the_dearer_it_is_and_the_more_share_it_but_never_rarer_than_each_30_seconds(
+    time: Clock,
+) -> None:
+    ration = Ration()
+    waits = []
+    for took, sharers in ((0.0, 8), (0.01, 1), (0.01, 8), (5.0, 8)):
+        ration.spend(took, sharers)
+        waits.append(ration.again_at - time.seconds)
+
+    assert waits == pytest.approx([0.0, 0.2, 1.6, 30.0])
+
+
+def test_a_heartbeat_that_looks_at_all_and_comes_near_to_its_timeout_is_put_off(time: Clock) -> None:
+    ration = Ration(too_long=1.0)
+
+    ration.spend(1.5)
+
+    assert ration.again_at - time.seconds > 60
 
 
 # The dispatcher

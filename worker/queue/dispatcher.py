@@ -49,6 +49,8 @@ _POLL_IN_CANCEL = 0.25
 # Between two attempts to work with the server, growing. At most a third of what others wait until they take a worker
 # without a session for dead (`lease._COUNTDOWN`): all come back at once, and not all in the same moment.
 _RECONNECT, _RECONNECT_MOST = 0.1, 0.4
+# A heartbeat that looks at all that runs, and takes so long, comes near to its timeout.
+_TOO_LONG = 1.0
 _HOUSEKEEPING = 3600.0
 # After one that failed: without a partition for today no job can be recorded as done.
 _HOUSEKEEPING_AGAIN = 10.0
@@ -94,7 +96,7 @@ class Dispatcher:
         self._claiming = True
         self._flow = Flow()
         self._marks = Marks()
-        self._full_looks = Ration()
+        self._full_looks = Ration(_TOO_LONG)
         self._num_workers = 1
         self._watch = HorizonWatch()
         self._left_held = self._left_throttled = False
@@ -307,7 +309,7 @@ class Dispatcher:
         self._flow = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
         if not self._marks.are_used:
-            self._full_looks = Ration()
+            self._full_looks = Ration(_TOO_LONG)
         self._marks.forget()
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0

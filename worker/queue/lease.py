@@ -167,10 +167,22 @@ class Lease:
             marks: Where jobs are looked for; everywhere when None.
             mine: The jobs that run here, which is all that is looked at of those that run; None to look at all.
         """
+        parameters = self.parameters(served, flow or Flow(), marks or Marks(), mine, last_words)
+        asked_at = clock.monotonic()
+        return Beat(asked_at, self._execute(conn, RENEW_LEASE, parameters))
+
+    def parameters(
+        self,
+        served: Sequence[Room],
+        flow: Flow,
+        marks: Marks,
+        mine: Collection[UUID] | None,
+        last_words: LastWords = LastWords(),  # noqa: B008  # a tuple
+    ) -> dict[str, Any]:
+        """Of `RENEW_LEASE`, in a `beat` with the same arguments."""
         known_queues, known_actors = _names(served)
-        queues, actors = _names((flow or Flow()).through(served))
-        marks = marks or Marks()
-        parameters = {
+        queues, actors = _names(flow.through(served))
+        return {
             "worker": self.worker_id,
             "known_queues": known_queues,
             "known_actors": known_actors,
@@ -182,8 +194,6 @@ class Lease:
             "memory": last_words.memory,
             "statements": Jsonb(last_words.statements) if last_words.statements else None,
         }
-        asked_at = clock.monotonic()
-        return Beat(asked_at, self._execute(conn, RENEW_LEASE, parameters))
 
     def hear(self, beat: Beat) -> Look | None:
         row = beat.cursor.fetchone()

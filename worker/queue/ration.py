@@ -9,18 +9,19 @@ _SHARE = 0.05
 _LATEST = 30.0
 # Of this worker's time, for what it knows to be there.
 _SHARE_IN_HASTE = 0.5
-# What takes so long comes near to the timeout of statements, and is put off until things may have changed.
-_TOO_LONG, _PUT_OFF = 1.0, 600.0
+# What has failed, or comes near to the timeout of statements, is put off until things may have changed.
+_PUT_OFF = 600.0
 
 
 class Ration:
     """
     When something may be done again, by what it cost the last time: a twentieth of the fleet's time goes into it.
 
-    While it costs next to nothing it may always be done; and each 30 s as long as it does not take more than a second.
+    While it costs next to nothing it may always be done; and each 30 s as long as it does not take *too_long* seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, too_long: float = float("inf")) -> None:
+        self._too_long = too_long
         self.again_at = 0.0
         """When it may be done again, monotonic."""
         self._done_at = self._took = 0.0
@@ -36,9 +37,8 @@ class Ration:
     def spend(self, took: float, sharers: int = 1) -> None:
         """It was done just now, and took so many seconds; *sharers* do it, each as often as this one."""
         self._done_at, self._took = clock.monotonic(), took
-        self.again_at = self._done_at + (
-            _PUT_OFF if took >= _TOO_LONG else min(_LATEST, took / _SHARE * max(1, sharers))
-        )
+        wait = _PUT_OFF if took >= self._too_long else min(_LATEST, took / _SHARE * max(1, sharers))
+        self.again_at = self._done_at + wait
 
     def hurry(self) -> None:
         """Do it sooner: there is something to be found."""
