@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ import psycopg
 from dramatiq import Actor
 from dramatiq.errors import ActorNotFound, RateLimitExceeded, Retry
 from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage, TimeLimitExceeded
-from dramatiq.threading import raise_thread_exception
 
 from worker import clock, log
 from worker.errors import Cancelled
@@ -23,9 +21,9 @@ from worker.queue.delivery import Delivery, describe
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.settlement import Outcome, Settlement, storable
 from worker.runtime.hooks import Hooks
-from worker.runtime.stack import stack_of_thread
+from worker.runtime.guard import Guard, ThreadGuard, clear_interrupt
 from worker.runtime.tally import Tally
-from worker.runtime.watchdog import Guard, Watchdog, clear_interrupt
+from worker.runtime.watchdog import Watchdog
 
 logger = log.get_logger(__name__)
 
@@ -126,12 +124,7 @@ class Execution:
         A body that had returned has succeeded, even if its time ran out just then.
         """
         actor = _actor(delivery)
-        thread = threading.get_ident()
-        guard = Guard(
-            delivery,
-            lambda reason: raise_thread_exception(thread, _telling(guard, reason)),
-            lambda: stack_of_thread(thread),
-        )
+        guard = ThreadGuard(delivery)
         ending: Ending | None = None
         unshielded = shield.set(guard.shielded)
         try:
@@ -199,16 +192,6 @@ def as_interrupted(ending: Ending, guard: Guard) -> Ending:
     interrupt = guard.reason()
     interrupt.__cause__ = ending.error
     return Ending(error=interrupt)
-
-
-def _telling(guard: Guard, reason: type[Interrupt]) -> type[Interrupt]:
-    """*reason*, which tells *guard* when the body meets it: only then is it made into an exception."""
-
-    def tell(self: Interrupt, *args: Any) -> None:
-        guard.met = True
-        reason.__init__(self, *args)
-
-    return type(reason.__name__, (reason,), {"__init__": tell, "__module__": reason.__module__})
 
 
 def _disarm(guard: Guard) -> None:

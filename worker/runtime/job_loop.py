@@ -20,8 +20,8 @@ from worker.queue.actor import Job
 from worker.queue.claim import Claim
 from worker.queue.delivery import Delivery
 from worker.runtime.execution import Ending, Execution, as_interrupted, fields, time_limit
+from worker.runtime.guard import Guard
 from worker.runtime.stack import stack_of_task
-from worker.runtime.watchdog import Guard
 
 logger = log.get_logger(__name__)
 
@@ -43,6 +43,24 @@ def body_of(actor: Actor[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]] |
         body: Callable[..., Coroutine[Any, Any, Any]] = inspect.unwrap(actor.fn)
         return body
     return None
+
+
+class TaskGuard(Guard):
+    """The guard of a coroutine, made on its loop's thread."""
+
+    __slots__ = ("_loop_thread", "_task")
+
+    def __init__(self, delivery: Delivery, task: asyncio.Task[Any]) -> None:
+        super().__init__(delivery)
+        self._task = task
+        self._loop_thread = threading.get_ident()
+
+    def where(self) -> str:
+        return stack_of_task(self._task, self._loop_thread)
+
+    def _interrupt(self, reason: type[Interrupt]) -> None:
+        self.met = True  # psycopg cancels the statement of a cancelled task by itself
+        self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 class JobLoop:
@@ -131,12 +149,7 @@ class JobLoop:
         # Sends of a job with a connection cannot be written by it from here; they are written by its settlement.
         delivery.collecting = delivery.transaction is not None
         task = loop.create_task(_call(delivery), context=context)
-
-        def interrupt(_: type[Interrupt]) -> None:
-            guard.met = True  # psycopg cancels the statement of a cancelled task by itself
-            loop.call_soon_threadsafe(task.cancel)
-
-        guard = Guard(delivery, interrupt, lambda: stack_of_task(task, self._thread.ident))
+        guard = TaskGuard(delivery, task)
         self._execution.watchdog.watch(guard, limit, TimeLimitExceeded)
         try:
             ending = Ending(result=await task)

@@ -8,8 +8,8 @@ from worker.errors import HookStuck
 from worker.queue.broker import PostgresBroker
 from worker.queue.conclusion import conclude
 from worker.queue.settlement import Settlement
+from worker.runtime.guard import Guard
 from worker.runtime.hook_watch import HookRun
-from worker.runtime.watchdog import Guard
 
 
 def abandon(broker: PostgresBroker, stuck: Guard | HookRun) -> Settlement | None:

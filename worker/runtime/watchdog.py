@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
-import heapq
-import itertools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from dramatiq.middleware import Interrupt, TimeLimitExceeded
 
@@ -16,6 +12,7 @@ from worker import clock, log
 from worker.pool import Pool
 from worker.queue.delivery import Delivery
 from worker.queue.stop_reason import StopReason
+from worker.runtime.guard import Guard
 from worker.runtime.hook_watch import HookRun, HookWatch
 
 logger = log.get_logger(__name__)
@@ -26,105 +23,6 @@ _CANCEL_INTERVAL = 0.1
 _REPORT = 3.0
 # However short the limit of a body, the interpreter itself may stand still for so long.
 _LEAST = 2.0
-
-
-class Guard:
-    """
-    One job's body, and the right to interrupt it, which is used once or given up.
-
-    Either the body ends first, and no interrupt can come any more; or the watchdog fires first, and then the job waits
-    until that is complete before it touches its connection. A lock decides: a plain one, because an interrupt can land
-    between the taking of a `threading.Condition` and the block that gives it back, but not with a plain lock.
-    """
-
-    def __init__(
-        self, delivery: Delivery, interrupt: Callable[[type[Interrupt]], None], where: Callable[[], str] = str
-    ) -> None:
-        self.delivery = delivery
-        self.where = where
-        """Tells the body's stack."""
-        self.reason: type[Interrupt] | None = None
-        self.fired_at = float("inf")
-        self.reported = False
-        self.met = False
-        """Whether the body has heard of the interrupt: what it does from here on is its own way of ending."""
-        self._interrupt = interrupt
-        self._lock = threading.Lock()
-        self._over = False
-        self._shields = 0
-        self._put_off = False
-        self._complete: threading.Event | None = None  # made by the one in many that fires
-
-    def fire(self, reason: type[Interrupt], pool: Pool) -> bool:
-        """Interrupt the body and cancel what its connections are doing; False when it is over already."""
-        with self._lock:
-            if self._over or self.reason is not None:
-                return False
-            self.delivery.stop(StopReason.of(reason))
-            self.reason = reason
-            self.fired_at = clock.monotonic()
-            complete = self._complete = threading.Event()
-            if self._shields:
-                self._put_off = True
-            else:
-                self._interrupt(reason)
-        self._cancel(pool, complete)
-        return True
-
-    def cancel_again(self, pool: Pool) -> bool:
-        """
-        Cancel again what a body that was interrupted is doing; False when it has heard, or is over.
-
-        A cancel can come a moment before the statement that it is meant for, and a thread that waits for the server
-        within psycopg hears of no interrupt before its statement ends.
-        """
-        with self._lock:
-            if self._over or self.met or self._complete is None:
-                return False
-            complete = self._complete
-            complete.clear()
-        self._cancel(pool, complete)
-        return True
-
-    def _cancel(self, pool: Pool, complete: threading.Event) -> None:
-        try:
-            # By holder, which covers the injected connection and what the body took from the pool by itself.
-            pool.cancel(self.delivery.holder, timeout=_CANCEL_TIMEOUT)
-        finally:
-            complete.set()
-
-    def disarm(self) -> bool:
-        """Give up the right; False when it was used: then wait for `complete`."""
-        with self._lock:
-            self._over = True
-            return self.reason is None
-
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Put an interrupt off to the end of the block; for what must not be left half done, and is short."""
-        with self._lock:
-            self._shields += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._shields -= 1
-                due = self._put_off and not self._shields
-                self._put_off = self._put_off and not due
-            if due and self.reason is not None:
-                self.met = True
-                raise self.reason()
-
-    def verdict(self) -> Interrupt | None:
-        """What its job fails with when the body goes on after its interrupt."""
-        if self.reason is None:
-            return None
-        return self.reason(f"it went on after its interrupt, so its process was ended\n{self.where()}".rstrip())
-
-    def wait_complete(self) -> None:
-        """Until an interrupt that has begun is over, whatever the network does."""
-        if self._complete is not None:
-            self._complete.wait(_CANCEL_TIMEOUT * 2)
 
 
 class Watchdog:
@@ -139,9 +37,9 @@ class Watchdog:
         self.hooks = HookWatch()
         self._pool = pool
         self._limit = stuck
-        self._changed = threading.Condition()
-        self._deadlines: list[tuple[float, int, Guard, type[Interrupt]]] = []
-        self._order = itertools.count()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._looks_at = 0.0  # while it sleeps: when it wakes by itself
         self._guards: set[Guard] = set()
         self._fired: set[Guard] = set()
         self._late: set[Guard] = set()  # all that were fired and whose body still runs
@@ -155,7 +53,7 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._changed.notify()
         self._thread.join(_CANCEL_TIMEOUT * 2)
@@ -166,36 +64,33 @@ class Watchdog:
 
     def watch(self, guard: Guard, timeout: float | None, reason: type[Interrupt]) -> None:
         """Fire *guard* in *timeout* seconds, unless it is released before."""
-        with self._changed:
+        with self._lock:
             self._guards.add(guard)
             if self._announced is not None:
                 guard.delivery.stop(self._announced)
             if self._cutting is not None:
                 timeout, reason = 0.0, self._cutting
-            if timeout is None:
-                return
-            self._forget_released()
-            heapq.heappush(self._deadlines, (clock.monotonic() + timeout, next(self._order), guard, reason))
-            if self._deadlines[0][2] is guard:
-                self._changed.notify()
+            if timeout is not None:
+                self._set_due(guard, clock.monotonic() + timeout, reason)
 
     def release(self, guard: Guard) -> None:
         """Forget *guard*; its body is over."""
-        with self._changed:
+        with self._lock:
             self._guards.discard(guard)
-            self._fired.discard(guard)
-            self._late.discard(guard)
+            if guard.reason is not None:
+                self._fired.discard(guard)
+                self._late.discard(guard)
 
     @property
     def stuck(self) -> list[Guard | HookRun]:
         """Those whose body has not heeded its interrupt for too long, and those whose hooks do not return."""
-        with self._changed:
+        with self._lock:
             bodies = [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
         return [*bodies, *self.hooks.overdue(self._limit)]
 
     def announce(self, reason: StopReason) -> None:
         """Tell every job, and those that come later, that it should end; it may do so in its own time."""
-        with self._changed:
+        with self._lock:
             self._announced = reason
             for guard in self._guards:
                 if guard.reason is None:
@@ -203,7 +98,7 @@ class Watchdog:
 
     def cut(self, reason: type[Interrupt]) -> int:
         """Fire every guard now, and those that come later at once: a job may be on its way to its body."""
-        with self._changed:
+        with self._lock:
             self._cutting = reason
         return self.interrupt_all(reason)
 
@@ -213,22 +108,29 @@ class Watchdog:
 
     def interrupt(self, reason: type[Interrupt], chosen: Callable[[Delivery], bool]) -> int:
         """Fire the guards of the *chosen* deliveries now; how many bodies it met."""
-        with self._changed:
+        with self._lock:
             guards = [guard for guard in self._guards if chosen(guard.delivery)]
         return sum(self._fire(guard, reason) for guard in guards)
 
     def interrupt_soon(self, reason: type[Interrupt], chosen: Callable[[Delivery], bool]) -> None:
         """The same on the watchdog's own thread, for callers that must not wait for the network."""
-        with self._changed:
+        now = clock.monotonic()
+        with self._lock:
             for guard in self._guards:
                 if guard.reason is None and chosen(guard.delivery):
-                    heapq.heappush(self._deadlines, (clock.monotonic(), next(self._order), guard, reason))
+                    self._set_due(guard, now, reason)
+
+    def _set_due(self, guard: Guard, due_at: float, reason: type[Interrupt]) -> None:
+        """Under the lock. It is not woken when it will look in time anyway, as it will for all but short limits."""
+        guard.due_at, guard.due_reason = due_at, reason
+        if due_at < self._looks_at:
+            self._looks_at = due_at
             self._changed.notify()
 
     def _fire(self, guard: Guard, reason: type[Interrupt]) -> bool:
         if not guard.fire(reason, self._pool):
             return False
-        with self._changed:
+        with self._lock:
             if guard in self._guards:
                 self._fired.add(guard)
                 self._late.add(guard)
@@ -245,10 +147,13 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _run_once(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 return
-            self._changed.wait(self._seconds_to_next())
+            seconds = self._seconds_to_next()
+            self._looks_at = clock.monotonic() + seconds
+            self._changed.wait(seconds)
+            self._looks_at = 0.0
             due = self._take_due()
             fired, late = list(self._fired), self._take_late()
         for guard in late:
@@ -280,30 +185,16 @@ class Watchdog:
             guard.reported = True
         return late
 
-    def _forget_released(self) -> None:
-        """Drop the entries of ended jobs when they are the most of it: a deadline may be far beyond its job's end."""
-        if len(self._deadlines) > 2 * len(self._guards) + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._guards]
-            heapq.heapify(self._deadlines)
-
     def _seconds_to_next(self) -> float:
         now = clock.monotonic()
         reports = [guard.fired_at + _REPORT - now for guard in self._late if not guard.reported]
-        until_due = [self._deadlines[0][0] - now] if self._deadlines else []
+        until_due = [guard.due_at - now for guard in self._guards]
         again = [_CANCEL_INTERVAL] if self._fired else []
         return max(0.0, min([max(self._limit, _LEAST) / 4, *reports, *until_due, *again]))
 
     def _take_due(self) -> list[tuple[Guard, type[Interrupt]]]:
-        due = []
         now = clock.monotonic()
-        # Entries of jobs that ended long before their deadline go with the first look that finds them in front.
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._guards):
-            _, _, guard, reason = heapq.heappop(self._deadlines)
-            if guard in self._guards:
-                due.append((guard, reason))
-        return due
-
-
-def clear_interrupt() -> None:
-    """Take back an interrupt that this thread was sent and has not met yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
+        due = [guard for guard in self._guards if guard.due_at <= now]
+        for guard in due:
+            guard.due_at = float("inf")
+        return [(guard, guard.due_reason) for guard in due]
