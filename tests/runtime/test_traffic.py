@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from worker import PostgresBroker, job
 from worker.queue.insertion import insert
 from worker.queue.schema import Schema
 from worker.runtime.hooks import Hooks
+from worker.runtime.watchdog import Watchdog
 
 JOBS = 300
 
@@ -135,3 +137,45 @@ def test_a_job_calls_only_hooks_that_somebody_wrote(broker: PostgresBroker) -> N
 
     assert listening in called
     assert silent not in called
+
+
+def test_a_job_leaves_nothing_to_the_garbage_collector(
+    broker: PostgresBroker, database: str, db: psycopg.Connection
+) -> None:
+    """What refers to itself is found only by a search through everything that lives, at the cost of later jobs."""
+
+    @job(broker=broker)
+    def nothing() -> None: ...
+
+    with opened_pool(database) as pool, broker.on(pool, Schema()):
+        insert(db, Schema(), [broker.encode(nothing.message(), None) for _ in range(JOBS)])
+    gc.collect()
+    gc.disable()
+    try:
+        with running_worker(broker, database) as worker:
+            wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job_history") == JOBS, WAIT, "the jobs")
+            worker.dispatcher.submit(lambda conn: None).result(WAIT)
+
+            assert gc.collect() < JOBS
+    finally:
+        gc.enable()
+
+
+def test_a_job_with_time_enough_does_not_wake_the_watchdog(
+    broker: PostgresBroker, database: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: Counter[str] = Counter()
+    look = Watchdog._run_once
+
+    def counting(watchdog: Watchdog) -> None:
+        looks["look"] += 1
+        look(watchdog)
+
+    monkeypatch.setattr(Watchdog, "_run_once", counting)
+
+    @job(broker=broker)
+    def nothing() -> None: ...
+
+    traffic_of(broker, database, db, nothing.message)
+
+    assert looks["look"] < 10

@@ -27,7 +27,7 @@ class Place(Protocol):
 class RunAbilities:
     """Those of one run; made when its context is."""
 
-    def __init__(self, delivery: Delivery, place: Place) -> None:
+    def __init__(self, place: Place, delivery: Delivery) -> None:
         self._delivery = delivery
         self._place = place
         self._steps = Steps(delivery, place.schema)

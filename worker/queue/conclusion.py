@@ -14,6 +14,8 @@ from worker.queue.snooze import Snooze
 def conclude(delivery: Delivery, exception: BaseException | None) -> Settlement:
     """What becomes of *delivery* after the middleware has seen how its run ended, with *exception* or without."""
     proof = delivery.claim.id, delivery.claim.token
+    if exception is None and delivery.is_sound:
+        return Settlement(*proof, Outcome.DONE, following=tuple(delivery.following))
     if isinstance(exception, Cancelled):
         return Settlement(*proof, Outcome.DEAD, error=CANCELLED, following=tuple(delivery.following))
     if isinstance(exception, Snooze):

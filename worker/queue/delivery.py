@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +21,7 @@ from worker.queue.claim import Claim
 from worker.queue.context import Abilities, Context
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.new_job import NewJob
+from worker.queue.scope import Scope
 from worker.queue.settlement import Settlement
 from worker.queue.stop_reason import StopReason
 
@@ -55,26 +55,33 @@ class Delivery(MessageProxy):
         self.claim = claim
         self.actor = actor
         self.pool = pool
-        self.conn: Connection | None = None
-        self.transaction: JobTransaction | None = None
-        self.stop_reason: StopReason | None = None
-        self._stopping: threading.Event | None = None  # made for the one in many that waits for it
-        self.scope = ExitStack()  # what this run has borrowed: its connection, its place in the context
-        self.collecting = False
-        self.started = False
-        self.connected = True
-        self.settled = False
-        self.lost = False  # its lease, as the commit found
-        self.step_cut = False  # whether its latest step lost its connection or a conflict
+        self.scope = Scope()  # what this run has borrowed: its connection, its place in the context
+        # Every hook asks for these; the proxy would look each time whether it has them itself.
+        self.actor_name = message.actor_name
+        self.options = message.options
         self.sent_options = dict(message.options)  # before the middleware adds its own
-        self.settlement: Settlement | None = None
-        self.rescheduled: NewJob | None = None
+        self.holder = claim.holder
+        """What a checkout of this run is called."""
         self.following: list[NewJob] = []
-        self.broken: Exception | None = None
-        self._in_body = False
-        self.abilities: Callable[[], Abilities] | None = None
-        self._view: psycopg.AsyncConnection[Any] | None = None
-        self._trace: Any = None
+
+    # As a run begins; most never change.
+    conn: Connection | None = None
+    transaction: JobTransaction | None = None
+    stop_reason: StopReason | None = None
+    collecting = False
+    started = False
+    connected = True
+    settled = False
+    lost = False  # its lease, as the commit found
+    step_cut = False  # whether its latest step lost its connection or a conflict
+    settlement: Settlement | None = None
+    rescheduled: NewJob | None = None
+    broken: Exception | None = None
+    abilities: Callable[[Delivery], Abilities] | None = None
+    _in_body = False
+    _stopping: threading.Event | None = None  # made for the one in many that waits for it
+    _view: psycopg.AsyncConnection[Any] | None = None
+    _trace: Any = None
 
     def begin_trace(self, worker: str | None = None) -> None:
         """Begin the span of this run, if the application has traces; in the context in which all of it runs."""
@@ -136,14 +143,9 @@ class Delivery(MessageProxy):
         return self._view
 
     @property
-    def holder(self) -> str:
-        """What a checkout of this run is called."""
-        return self.claim.holder
-
-    @property
     def mark(self) -> str:
         """What its sessions are called, briefly; the end of an id is what differs among those of the same time."""
-        return f"{str(self.claim.id)[-6:]} {self.claim.actor}"
+        return f"{self.claim.id.hex[-6:]} {self.claim.actor}"
 
     @property
     def context(self) -> Context:
@@ -153,7 +155,7 @@ class Delivery(MessageProxy):
             queue=self.claim.queue,
             attempt=self.claim.attempt,
             options=self.options,
-            abilities=None if self.abilities is None else self.abilities(),
+            abilities=None if self.abilities is None else self.abilities(self),
         )
 
     def collect(self, new: NewJob) -> None:
@@ -162,6 +164,11 @@ class Delivery(MessageProxy):
             self.rescheduled = new
         else:
             self.following.append(new)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing but an exception could keep it from success."""
+        return self.connected and not self.failed and self.rescheduled is None and self.broken is None
 
     def costs_no_attempt(self, exception: BaseException | None) -> bool:
         """Whether a run that ended in *exception* was cut by circumstances rather than failed by its own doing."""

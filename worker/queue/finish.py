@@ -28,7 +28,7 @@ def begin(delivery: Delivery, schema: Schema, *, binding: bool) -> psycopg.Conne
     conn = _take(delivery)
     delivery.transaction = JobTransaction(conn, schema)
     if binding:
-        delivery.scope.enter_context(bind(conn))
+        delivery.scope.enter(bind(conn))
     return conn
 
 

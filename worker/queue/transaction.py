@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import psycopg
@@ -61,7 +62,7 @@ class Transaction(Middleware):
         _enter(delivery, current, delivery)
         _enter(delivery, holder, delivery.holder)
         _enter(delivery, mark, delivery.mark)
-        delivery.abilities = lambda: RunAbilities(delivery, broker)
+        delivery.abilities = partial(RunAbilities, broker)
         if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
             try:
                 if delivery.actor.options.get("transaction", True):
@@ -92,16 +93,14 @@ class Transaction(Middleware):
         self.after_process_message(broker, delivery, exception=delivery._exception or SkipMessage())
 
     def _end(self, broker: Rows, delivery: Delivery, exception: BaseException | None) -> Settlement:
-        with delivery.scope:
+        try:
             settlement = conclude(delivery, exception)
-            if delivery.transaction is None:
-                return settlement
-            try:
-                if settlement.outcome is Outcome.DONE:
-                    return self._commit(broker, delivery, delivery.transaction, settlement)
-                return settlement
-            finally:
-                delivery.transaction.roll_back()
+            if delivery.transaction is not None and settlement.outcome is Outcome.DONE:
+                return self._commit(broker, delivery, delivery.transaction, settlement)
+            return settlement
+        finally:
+            # What was not committed is rolled back on the way.
+            delivery.scope.close()
 
     def _commit(
         self, broker: Rows, delivery: Delivery, transaction: JobTransaction, settlement: Settlement

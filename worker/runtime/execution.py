@@ -20,8 +20,8 @@ from worker.queue.claim import Claim
 from worker.queue.delivery import Delivery, describe
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.settlement import Outcome, Settlement, storable
-from worker.runtime.hooks import Hooks
 from worker.runtime.guard import Guard, ThreadGuard, clear_interrupt
+from worker.runtime.hooks import Hooks
 from worker.runtime.tally import Tally
 from worker.runtime.watchdog import Watchdog
 
