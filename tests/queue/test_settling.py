@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -247,7 +248,8 @@ def test_an_outcome_that_cannot_be_stored_spoils_no_other_of_its_batch(
 def test_an_outcome_waits_for_a_server_that_is_read_only_for_a_while(claimed: Claim, db: psycopg.Connection) -> None:
     """It is not the outcome that cannot be stored: burying the job would make a failover's moment final."""
     outcomes = GroupCommit(SCHEMA, History(SCHEMA), lambda settlement, held: None)
-    written = outcomes.add(outcome_of(claimed))
+    written: Future[bool] = Future()
+    outcomes.add(outcome_of(claimed), written)
     db.execute("SET default_transaction_read_only = on")
 
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), capture_logs() as logs:

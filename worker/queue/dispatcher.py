@@ -130,17 +130,25 @@ class Dispatcher:
         Write an outcome with the next group commit.
 
         Args:
-            wake: Have it now; False when the caller frees a slot next, and wakes for both.
+            wake: Have it now; False when there is more to come.
 
         Returns:
             Whether the token still held, once it is durable. After the end it did not: the job was given back.
         """
-        written = self._outcomes.add(settlement)
+        written: Future[bool] = Future()
+        self._add(settlement, written)
         if wake:
             self.wake()
+        return written
+
+    def settle_unawaited(self, settlement: Settlement) -> None:
+        """The same for who does not wait for it, frees a slot next, and wakes for both."""
+        self._add(settlement)
+
+    def _add(self, settlement: Settlement, written: Future[bool] | None = None) -> None:
+        self._outcomes.add(settlement, written)
         if self._over:
             self._abandon()
-        return written
 
     def forget(self, claim: Claim) -> None:
         """This job was settled in its own transaction. Whoever frees its slot wakes."""
@@ -389,14 +397,14 @@ class Dispatcher:
         new = [one for jobs, _ in sends for one in jobs]
         # What these make available is claimed behind them in the same trip.
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
-        self._hungry |= any(one.makes_available for one, _ in taken)
+        self._hungry |= any(one.settlement.makes_available for one in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
         admitting = self._has_lanes
         # The same with rates, whose time is known from the last look.
         clearing = self._has_rates
         self._hungry |= admitting or clearing
         # With whatever else is to be written, and with the heartbeat when there is nothing else.
-        said = self.reports.take(self._outstanding, {one.proof for one, _ in outcomes}) if self.reports else []
+        said = self.reports.take(self._outstanding, {one.settlement.proof for one in outcomes}) if self.reports else []
         # Each pass may be due to a job of a limited queue that is over, too.
         hungry = self._hungry or bool(self._flow.limited_queues)
         searching = self._marks.are_used and self._claiming
@@ -404,7 +412,7 @@ class Dispatcher:
         flowing = self._flow.through(served)
         rooms = self._rooms(flowing)
         errand = Errand(
-            settlements=[settlement for settlement, _ in outcomes],
+            settlements=[one.settlement for one in outcomes],
             new=new,
             begun=[*self._unmarked, *self._feed.begun()],
             rooms=rooms,
@@ -439,7 +447,7 @@ class Dispatcher:
             claim for claim in errand.begun if claim.id not in reply.marked and claim.proof in self._outstanding
         ]
         self.reports.confirm(said, reply.heard)
-        self._outcomes.confirm(outcomes, reply.owned)
+        self._outcomes.confirm(outcomes, reply.lost)
         self._sends.confirm(sends)
         self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
         self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")

@@ -22,7 +22,7 @@ from worker.queue.new_job import NewJob
 from worker.queue.progress import Progress, Proof, write_progress
 from worker.queue.rates import clear, what_is_left
 from worker.queue.schema import Schema
-from worker.queue.settlement import Settlement, send_settlements
+from worker.queue.settlement import Settlement, read_lost, send_settlements
 from worker.queue.statements import CLAIM_JOBS, MARK_BEGUN, PROMOTE_DUE
 
 
@@ -73,7 +73,7 @@ class Reply(NamedTuple):
     What the database answered.
 
     Args:
-        owned: The settled jobs whose token still held.
+        lost: The settled jobs whose token did not hold any more.
         claims: For each room, what was claimed.
         knocking: Some lanes, rates or limits were in others' hands; look again in a moment.
         opens_in: Seconds until the next job may start that waits for its rate, or its queue's; None when none does.
@@ -84,7 +84,7 @@ class Reply(NamedTuple):
         marked: The jobs that were marked as begun; a row that somebody has locked was passed by.
     """
 
-    owned: set[UUID]
+    lost: set[UUID]
     claims: list[list[Claim]]
     knocking: bool
     opens_in: float | None
@@ -131,7 +131,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
         left.append(what_is_left(clearing))
     admission = what_was_admitted(admitted) if admitted is not None else Admission()
     return Reply(
-        owned={row[0] for row in settled} if settled is not None else set(),
+        lost=read_lost(settled) if settled is not None else set(),
         claims=[claims for claims, _ in taken],
         knocking=admission.left_some or any(one.some for one in left),
         opens_in=min((one.opens_in for one in left if one.opens_in is not None), default=None),

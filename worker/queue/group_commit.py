@@ -21,7 +21,22 @@ logger = log.get_logger(__name__)
 # After which an outcome that met somebody's lock is tried again.
 _LOCKED_AGAIN = 1.0
 
-Pending = tuple[Settlement, "Future[bool]"]
+
+class Pending:
+    """An outcome that is to be written; *written* tells who waits for it whether its token still held."""
+
+    __slots__ = ("settlement", "told", "written")
+
+    def __init__(self, settlement: Settlement, written: Future[bool] | None = None) -> None:
+        self.settlement = settlement
+        self.written = written
+        self.told = False
+
+    def tell(self, held: bool) -> None:
+        """It is durable, or will never be."""
+        self.told = True
+        if self.written is not None:
+            self.written.set_result(held)
 
 
 class GroupCommit:
@@ -46,16 +61,14 @@ class GroupCommit:
         """Whether something can be written now."""
         return bool(self._pending)
 
-    def add(self, settlement: Settlement) -> Future[bool]:
-        """Take an outcome; the future tells, once it is durable, whether its token still held."""
-        written: Future[bool] = Future()
-        self._pending.append((settlement, written))
-        return written
+    def add(self, settlement: Settlement, written: Future[bool] | None = None) -> None:
+        """Take an outcome; *written*, which few wait for, tells once it is durable whether its token still held."""
+        self._pending.append(Pending(settlement, written))
 
     @property
     def proofs(self) -> set[tuple[UUID, int]]:
         """The runs whose outcomes are not written yet."""
-        return {(settlement.id, settlement.token) for settlement, _ in [*self._pending, *self._locked]}
+        return {item.settlement.proof for item in [*self._pending, *self._locked]}
 
     @property
     def num_locked(self) -> int:
@@ -91,27 +104,28 @@ class GroupCommit:
         Raises:
             psycopg.Error: The database is away, or takes no writes; nothing is forgotten, of the rest neither.
         """
-        rest = [item for item in batch if item[0].is_one_statement]
+        rest = [item for item in batch if item.settlement.is_one_statement]
         if len(rest) < len(batch):
             try:
-                self.write_apart(conn, [item for item in batch if not item[0].is_one_statement])
+                self.write_apart(conn, [item for item in batch if not item.settlement.is_one_statement])
             except psycopg.Error:
                 self.put_back(rest)
                 raise
         return rest
 
-    def confirm(self, batch: list[Pending], owned: set[UUID]) -> None:
-        """*batch* is durable; the tokens of *owned* held."""
-        for settlement, written in batch:
-            held = settlement.id in owned
+    def confirm(self, batch: list[Pending], lost: set[UUID]) -> None:
+        """*batch* is durable, but for the *lost*, whose tokens did not hold any more."""
+        for item in batch:
+            settlement = item.settlement
+            held = not (lost and settlement.id in lost)
             if not held:
                 logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
             self._told(settlement, held)
-            written.set_result(held)
+            item.tell(held)
 
     def put_back(self, batch: list[Pending]) -> None:
         """Nobody knows whether *batch* was written: what is repeated changes nothing. What was told is not repeated."""
-        self._pending.extendleft(reversed([item for item in batch if not item[1].done() and item not in self._locked]))
+        self._pending.extendleft(reversed([item for item in batch if not item.told and item not in self._locked]))
 
     def write_apart(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
         """
@@ -132,13 +146,14 @@ class GroupCommit:
         self._locked = []
         with suppress(IndexError):
             while True:
-                settlement, written = self._pending.popleft()
+                item = self._pending.popleft()
+                settlement = item.settlement
                 logger.warning("job.lease_lost", job_id=str(settlement.id), outcome=settlement.outcome.value)
-                written.set_result(False)
+                item.tell(False)
 
     def _write(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
         try:
-            owned = self._settle(conn, [settlement for settlement, _ in batch])
+            owned = self._settle(conn, [item.settlement for item in batch])
         except psycopg.errors.LockNotAvailable:
             self._write_later(conn, batch)
             return
@@ -147,7 +162,7 @@ class GroupCommit:
         except psycopg.Error as exc:
             self._write_apart(conn, batch, exc)
             return
-        self.confirm(batch, owned)
+        self.confirm(batch, {item.settlement.id for item in batch} - owned)
 
     def _settle(self, conn: psycopg.Connection[Any], settlements: list[Settlement]) -> set[UUID]:
         try:
@@ -164,7 +179,9 @@ class GroupCommit:
         if len(batch) > 1:
             self._write_halves(conn, batch)
             return
-        logger.warning("job.locked", job_id=str(batch[0][0].id), reason="its row is locked by another transaction")
+        logger.warning(
+            "job.locked", job_id=str(batch[0].settlement.id), reason="its row is locked by another transaction"
+        )
         self._locked.extend(batch)
         self._locked_until = clock.monotonic() + _LOCKED_AGAIN
 
@@ -173,13 +190,15 @@ class GroupCommit:
         if len(batch) > 1:
             self._write_halves(conn, batch)
             return
-        [(settlement, told)] = batch
+        [item] = batch
+        settlement = item.settlement
         if settlement.outcome is Outcome.DEAD and not settlement.following:
             raise exc
         logger.error("job.unsettleable", job_id=str(settlement.id), reason=str(exc))
         reason = storable(f"its outcome ({settlement.outcome}) could not be stored: {exc}")
         buried = Settlement(settlement.id, settlement.token, Outcome.DEAD, error=reason)
-        self._write(conn, [(buried, told)])
+        item.settlement = buried
+        self._write(conn, batch)
 
     def _write_halves(self, conn: psycopg.Connection[Any], batch: list[Pending]) -> None:
         middle = len(batch) // 2

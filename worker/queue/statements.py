@@ -150,7 +150,7 @@ PROMOTE_DUE: LiteralString = """
 
 # job_pkey. A batch of outcomes in one statement, each fenced by its token; the jobs that follow from an outcome are
 # inserted only beside a parent whose fence held, so repeating a batch whose confirmation was lost changes nothing. What
-# somebody cancelled does not come back, whatever its run made of that.
+# somebody cancelled does not come back, whatever its run made of that. Told are those whose fence did not hold.
 SETTLE_JOBS: LiteralString = """
     WITH settled AS (
         SELECT s.*, clock_timestamp() + greatest(s.delay, 0) * interval '1 second' AS due_at
@@ -249,26 +249,41 @@ SETTLE_JOBS: LiteralString = """
         FROM following
         GROUP BY state
     )
-    SELECT id, (SELECT count(*) FROM told)
+    SELECT id
+    FROM settled
+    WHERE (SELECT count(*) FROM told) >= 0
+    EXCEPT
+    SELECT id
     FROM owned"""
 
 # job_pkey. The same for the commonest batch: jobs that are done, and that nothing follows from.
 FINISH_JOBS: LiteralString = """
-    WITH finished AS (
+    WITH settled AS (
+        SELECT s.*
+        FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS s(id, token)
+    ),
+    finished AS (
         DELETE FROM {schema}.job AS job
-        USING unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS settled(id, token)
+        USING settled
         WHERE job.id = settled.id
           AND job.token = settled.token
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
             job.claimed_by, job.args, job.error
+    ),
+    recorded AS (
+        INSERT INTO {schema}.job_history (
+            id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args,
+            error
+        )
+        SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(),
+            claimed_by, args, error
+        FROM finished
     )
-    INSERT INTO {schema}.job_history (
-        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args, error
-    )
-    SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by,
-        args, error
-    FROM finished
-    RETURNING id"""
+    SELECT id
+    FROM settled
+    EXCEPT
+    SELECT id
+    FROM finished"""
 
 # job_pkey. The same for one such job, in its own transaction. It is sent in one message with the COMMIT, which must not
 # be reached when the fence has not held: then this fails, by a cast that the message of the error shows.

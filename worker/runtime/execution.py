@@ -165,7 +165,7 @@ class Execution:
         if delivery.settled:
             self._dispatcher.forget(delivery.claim)
         else:
-            self._dispatcher.settle(settlement, wake=False)
+            self._dispatcher.settle_unawaited(settlement)
         self.hooks.after(signal, delivery)
         self._tally.ended(delivery.claim, settlement.outcome, duration)
         _report(delivery, settlement, duration)
