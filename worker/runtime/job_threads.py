@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 
 from worker import clock, log
 from worker.queue.claim import Claim
@@ -14,15 +14,29 @@ from worker.runtime.hooks import Hooks
 
 logger = log.get_logger(__name__)
 
+# How long a thread that is not needed waits before it looks again whether the others still come along.
+_LOOK_AGAIN = 0.002
+
 
 class JobThreads:
-    """*count* threads that run what is put before them; a context manager."""
+    """
+    *count* threads that run what is put before them; a context manager.
+
+    Only as many are awake as have work, because each that is not needed costs the others the interpreter: a thread
+    that ends a job takes the next by itself, and one that takes a job behind which others wait wakes one more.
+    """
 
     def __init__(self, count: int, execution: Execution, finished: Callable[[Claim], None], hooks: Hooks) -> None:
         self._execution = execution
         self._finished = finished
         self._hooks = hooks
-        self._waiting: SimpleQueue[Claim | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting: deque[Claim] = deque()
+        self._asleep: list[threading.Lock] = []  # what each thread sleeps on; the last to fall asleep is woken first
+        self._stands_by = False  # a thread that was woken, and has taken nothing yet
+        self._num_taken = self._num_seen = 0  # all in all, and when the one that stands by looked last
+        self._stopped = False
+        self._idents: set[int] = set()
         self._threads = [threading.Thread(target=self._run, name=f"job-{n}", daemon=True) for n in range(1, count + 1)]
 
     def __enter__(self) -> JobThreads:
@@ -32,8 +46,11 @@ class JobThreads:
 
     def __exit__(self, *exc_info: object) -> None:
         """Let each end after its job; one that does not within 2 s is named and left behind."""
-        for _ in self._threads:
-            self._waiting.put(None)
+        with self._lock:
+            self._stopped = True
+            for bed in self._asleep:
+                bed.release()
+            self._asleep.clear()
         deadline = clock.monotonic() + 2.0
         for thread in self._threads:
             thread.join(max(0.0, deadline - clock.monotonic()))
@@ -41,15 +58,17 @@ class JobThreads:
                 logger.error("job_thread.left", thread=thread.name)
 
     def start(self, claim: Claim) -> None:
-        """Run *claim* on the next free thread."""
-        self._waiting.put(claim)
+        """Run *claim* on the next free thread; from the thread that ends a job, which takes the next by itself."""
+        with self._lock:
+            self._waiting.append(claim)
+            if threading.get_ident() not in self._idents:
+                self._wake_one()
 
     def take_back(self) -> list[Claim]:
         """Everything that no thread has begun."""
-        claims = []
-        while not self._waiting.empty():
-            if (claim := self._waiting.get()) is not None:
-                claims.append(claim)
+        with self._lock:
+            claims = [*self._waiting]
+            self._waiting.clear()
         return claims
 
     @property
@@ -60,7 +79,10 @@ class JobThreads:
     def _run(self) -> None:
         thread = threading.current_thread()
         self._hooks.after("worker_thread_boot", thread)
-        while (claim := self._waiting.get()) is not None:
+        self._idents.add(threading.get_ident())
+        bed = threading.Lock()
+        bed.acquire()
+        while (claim := self._next(bed)) is not None:
             try:
                 # In a context of its own: what a job binds, a later one on this thread must not find.
                 contextvars.copy_context().run(self._execution.run, claim)
@@ -69,3 +91,39 @@ class JobThreads:
             finally:
                 self._finished(claim)
         self._hooks.before("worker_thread_shutdown", thread)
+
+    def _next(self, bed: threading.Lock) -> Claim | None:
+        """
+        The next job, slept for if need be; None at the end.
+
+        One that was woken lets the others go on while they have taken several jobs meanwhile: they are quick, and it
+        would only take turns with them. It stands by, in case one of them is held up.
+        """
+        woken = False
+        while True:
+            with self._lock:
+                if self._waiting and not (woken and self._num_taken > self._num_seen + 1):
+                    if woken:
+                        self._stands_by = False
+                    self._num_taken += 1
+                    claim = self._waiting.popleft()
+                    self._wake_one()
+                    return claim
+                if self._stopped:
+                    return None
+                if self._waiting:
+                    self._num_seen = self._num_taken
+                else:
+                    self._asleep.append(bed)
+                    if woken:
+                        self._stands_by = woken = False
+                patience = _LOOK_AGAIN if woken else -1
+            bed.acquire(timeout=patience)
+            woken = True
+
+    def _wake_one(self) -> None:
+        """Under the lock; one at a time, which wakes the next when it takes a job."""
+        if self._waiting and self._asleep and not self._stands_by:
+            self._stands_by = True
+            self._num_seen = self._num_taken
+            self._asleep.pop().release()
