@@ -560,8 +560,10 @@ class Dispatcher:
 
     def _wait(self, conn: psycopg.Connection[Any], seconds: float) -> None:
         self._busy_since = None
-        if self._outcomes or self._sends or self._submitted or self._stop_by is not None:
+        if self._sends or self._submitted or self._stop_by is not None:
             seconds = 0.0
+        elif self._outcomes:
+            seconds = min(seconds, self._feed.leisure)
         # What came with the last reply has been read already, and makes no socket readable.
         if self._hear(conn):
             return

@@ -74,6 +74,11 @@ class Feed(ABC):
         return []
 
     @property
+    def leisure(self) -> float:
+        """For how many seconds outcomes may be gathered, because there are other jobs to run meanwhile."""
+        return 0.0
+
+    @property
     def look_at(self) -> float:
         """When one of these two may have something new, monotonic."""
         return float("inf")

@@ -25,6 +25,8 @@ logger = log.get_logger(__name__)
 
 # What has waited for a slot for so long is given back.
 _PATIENCE = 0.05
+# While jobs wait in the line, what the others have come to is gathered for so long: nobody waits for it.
+_GATHERING = 0.005
 # What was claimed ahead and has run for so long is no longer taken for a bystander should this worker die.
 _MARK_AFTER = 0.01
 
@@ -59,6 +61,7 @@ class SlotFeed(Feed):
         self._running: dict[tuple[UUID, int], Run] = {}
         self._line: deque[tuple[float, Claim]] = deque()
         self._lookahead = Lookahead()
+        self._low = 0  # when so few wait in the line, more should be claimed
         self._threads: JobThreads | None = None
         self._loop: JobLoop | None = None
         self._watchdog: Watchdog | None = None
@@ -155,8 +158,12 @@ class SlotFeed(Feed):
     def look_at(self) -> float:
         with self._lock:
             unmarked = [run.started_at + _MARK_AFTER for run in self._running.values() if not run.marked]
-            waiting = [self._line[0][0] + _PATIENCE] if self._line else []
+            waiting = [self._line[0][0] + _PATIENCE, clock.monotonic() + _GATHERING] if self._line else []
         return min([*unmarked, *waiting], default=float("inf"))
+
+    @property
+    def leisure(self) -> float:
+        return _GATHERING if len(self._line) > self._low else 0.0
 
     # Called by the slots, and by the drain
 
@@ -169,9 +176,10 @@ class SlotFeed(Feed):
             admitted = self._admit()
             if not self._running:
                 self.idle.set()
+            low = len(self._line) <= self._low
         for one in admitted:
             self._start(one)
-        if self._broker.dispatcher is not None:
+        if low and self._broker.dispatcher is not None:
             self._broker.dispatcher.wake()
 
     def take_back(self) -> list[Claim]:
@@ -206,7 +214,9 @@ class SlotFeed(Feed):
         recent = clock.monotonic() - _PATIENCE
         quick = self._slots - sum(run.started_at < recent for run in runs)
         waiting = max(0, -free)
-        return max(0, free), max(0, self._lookahead.size(quick) - waiting), 0
+        ahead = self._lookahead.size(quick)
+        self._low = ahead // 2
+        return max(0, free), max(0, ahead - waiting), 0
 
     def _forget(self, claim: Claim) -> None:
         if self._broker.dispatcher is not None:
