@@ -21,6 +21,7 @@ from worker.queue.insertion import insert
 from worker.queue.lease import application_name
 from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement
+from worker.queue.submissions import Submissions
 
 # Less than a poll, which is 2 s: what comes within it was told and not found by chance.
 PROMPTLY = 1.5
@@ -357,3 +358,14 @@ def test_a_server_that_takes_some_writes_and_not_others_is_told_once_and_once_wh
     assert [event for event in told if event != "dispatcher.parted"] == [
         "dispatcher.connected", "dispatcher.disconnected", "dispatcher.connected",
     ]  # fmt: skip
+
+
+def test_only_what_may_have_made_a_job_is_followed_by_a_claim(db: psycopg.Connection) -> None:
+    """A look every few seconds, of an idle worker, would otherwise cost two statements."""
+    submissions = Submissions()
+
+    submissions.add(lambda conn: conn.execute("SELECT"), atomic=False)
+    assert not submissions.run(db)
+
+    submissions.add(lambda conn: conn.execute("SELECT"))
+    assert submissions.run(db)

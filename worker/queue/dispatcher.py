@@ -170,7 +170,7 @@ class Dispatcher:
         return future
 
     def submit_statement(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
-        """`submit` for work of one statement: without the two that would make it a transaction."""
+        """`submit` for a look of one statement: without the two round it, or a claim behind it."""
         self._check_not_over()
         future = self._submitted.add(work, atomic=False)
         self.wake()

@@ -30,13 +30,13 @@ class Submissions:
         return bool(self._pending)
 
     def add(self, work: Callable[[psycopg.Connection[Any]], T], *, atomic: bool = True) -> Future[T]:
-        """Have *work* done in a transaction of its own, or in none unless *atomic*: a single statement is one."""
+        """Have *work* done in a transaction of its own; in none unless *atomic*, for a look of one statement."""
         future: Future[T] = Future()
         self._pending.append((_Work(work, atomic), future))
         return future
 
     def run(self, conn: psycopg.Connection[Any]) -> bool:
-        """Do all of it; whether there was any."""
+        """Do all of it; whether it may have made a job, which a mere look has not."""
         batch = accepted(self._pending)
         for work, future in batch:
             try:
@@ -46,7 +46,7 @@ class Submissions:
                 future.set_exception(exc)
             else:
                 future.set_result(result)
-        return bool(batch)
+        return any(work.atomic for work, _ in batch)
 
     def abandon(self) -> None:
         """Nobody does any more."""
