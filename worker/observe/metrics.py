@@ -81,9 +81,11 @@ class Histogram:
         """Count *value* under the label values *values*."""
         place = bisect_left(self._buckets, value)
         with self._lock:
-            counts = self._counts.setdefault(values, [0] * (len(self._buckets) + 1))
+            if (counts := self._counts.get(values)) is None:
+                counts = self._counts[values] = [0] * (len(self._buckets) + 1)
+                self._sums[values] = 0.0
             counts[place] += 1
-            self._sums[values] = self._sums.get(values, 0.0) + value
+            self._sums[values] += value
 
     def family(self) -> Family:
         with self._lock:

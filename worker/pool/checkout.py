@@ -210,7 +210,8 @@ class Checkouts:
 
     def held_by(self, who: str) -> list[Checkout]:
         """Those of the job *who*."""
-        return [checkout for checkout in self.listed() if checkout.holder == who]
+        # Asked at the end of each job, of which most have none.
+        return [checkout for checkout in list(self._out.values()) if checkout.holder == who] if self._out else []
 
     def holds(self, checkout: Checkout) -> bool:
         """Whether *checkout* is still out."""

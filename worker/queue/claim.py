@@ -58,8 +58,12 @@ class Claim(NamedTuple):
             queue_name=self.queue,
             actor_name=self.actor,
             args=(),
-            kwargs=msgspec.json.decode(self.args or "{}"),
-            options=msgspec.json.decode(self.options or "{}"),
+            kwargs=_decoded(self.args),
+            options=_decoded(self.options),
             message_id=str(self.id),
             message_timestamp=int(self.enqueued_at.timestamp() * 1000),
         )
+
+
+def _decoded(text: str | None) -> Any:
+    return {} if text is None or text == "{}" else msgspec.json.decode(text)

@@ -213,7 +213,7 @@ class Signature:
         return None
 
     def _renamed(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not any(old in kwargs for old in self.aliases):
+        if not self.aliases or not any(old in kwargs for old in self.aliases):
             return kwargs
         renamed = dict(kwargs)
         for old, new in self.aliases.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 from functools import partial
@@ -26,6 +27,8 @@ from worker.runtime.tally import Tally
 from worker.runtime.watchdog import Watchdog
 
 logger = log.get_logger(__name__)
+# What that writes to; structlog makes an event of each call, also of one that nobody is to see.
+_written = logging.getLogger(__name__)
 
 _DEFAULT_LIMIT_MS = 600_000
 
@@ -209,12 +212,14 @@ def _actor(delivery: Delivery) -> Actor[..., Any]:
 def _report(delivery: Delivery, settlement: Settlement, duration: float) -> None:
     if delivery.lost:
         return  # said when it was found; what it would have been is nobody's business
-    took = round(duration, 6)
-    error = delivery._exception
     if settlement.outcome is Outcome.DONE:
         # Not shown by default: a line for each of thousands of jobs a second costs more than the jobs.
-        logger.debug("job.done", duration=took)
-    elif settlement.outcome is Outcome.RETRY:
+        if _written.isEnabledFor(logging.DEBUG):
+            logger.debug("job.done", duration=round(duration, 6))
+        return
+    took = round(duration, 6)
+    error = delivery._exception
+    if settlement.outcome is Outcome.RETRY:
         logger.warning("job.retry", duration=took, delay=settlement.delay, error=repr(error), exc_info=_shown(error))
     elif settlement.outcome is Outcome.DEAD:
         logger.error("job.dead", duration=took, error=repr(error), exc_info=_shown(error))
