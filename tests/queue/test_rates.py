@@ -14,7 +14,9 @@ import pytest
 from tests.factories import InThread, column, scalar
 from tests.queue.conftest import SCHEMA, claim
 from worker import ConfigError, Limit, PostgresBroker, Rate, SignatureError, job
+from worker.queue import rates
 from worker.queue.claim import Claim
+from worker.queue.feed import Room
 from worker.queue.history import History
 from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
@@ -22,8 +24,10 @@ from worker.queue.jobs import JobFilter, Jobs
 from worker.queue.lanes import admit
 from worker.queue.lease_statements import RESCUE_JOBS
 from worker.queue.new_job import NewJob
+from worker.queue.queues import Queues
 from worker.queue.rate_statements import MERGE_STARTS
-from worker.queue.rates import clear, sweep, what_is_left
+from worker.queue.rates import what_is_left
+from worker.queue.schema import Schema
 from worker.queue.settlement import Outcome, Settlement, settle
 
 Send = Callable[..., UUID]
@@ -39,15 +43,33 @@ def send(db: psycopg.Connection) -> Send:
     """Sends a job with a rate, as `@job(rate=...)` does; with a *lane* of one it has a limit too."""
 
     def send(
-        rate: str = "a", *, size: int = 2, per: float = 60.0, first: bool = False, lane: str | None = None
+        rate: str = "a",
+        *,
+        size: int = 2,
+        per: float = 60.0,
+        first: bool = False,
+        lane: str | None = None,
+        actor: str = "charge",
     ) -> UUID:
         limit = "" if lane is None else f'"name": "{lane}", "size": 1, "in_order": false, '
         rated = f'"rate": {{"name": "{rate}", "size": {size}, "per": {per}, "first": {str(first).lower()}}}'
-        new = NewJob(uuid7(), "default", "charge", 0, 0.0, 0.0, "{}", f'{{"lane": {{{limit}{rated}}}}}', None)
+        new = NewJob(uuid7(), "default", actor, 0, 0.0, 0.0, "{}", f'{{"lane": {{{limit}{rated}}}}}', None)
         insert(db, SCHEMA, [new])
         return new.id
 
     return send
+
+
+SERVED = [Room(["default"], ["charge", "refund"], 0)]
+
+
+def clear(conn: psycopg.Connection, schema: Schema) -> psycopg.Cursor[Any]:
+    """As a worker does that serves everything."""
+    return rates.clear(conn, schema, SERVED)
+
+
+def sweep(conn: psycopg.Connection, schema: Schema) -> None:
+    rates.sweep(conn, schema, SERVED)
 
 
 def take(db: psycopg.Connection, **options: Any) -> list[Claim]:
@@ -171,6 +193,64 @@ def test_a_used_up_rate_holds_up_no_other(send: Send, db: psycopg.Connection) ->
     other = send("other")
 
     assert ids(take(db)) == [other]
+
+
+# Nobody there
+
+
+@pytest.mark.parametrize("why", ["paused", "unknown"])
+def test_jobs_that_nobody_would_claim_hold_up_no_other_of_their_rate(
+    send: Send, db: psycopg.Connection, why: str
+) -> None:
+    actor = "refund" if why == "paused" else "stranger"
+    _ = [send(actor=actor) for _ in range(3)]
+    if why == "paused":
+        Queues(db).pause(actor="refund")
+    others = [send() for _ in range(3)]
+
+    assert ids(take(db)) == others[:2]
+    assert column(db, "SELECT DISTINCT state FROM worker.job WHERE actor <> 'charge'") == ["throttled"]
+
+
+def test_a_start_that_a_job_was_cleared_for_is_taken_back_when_it_is_paused(send: Send, db: psycopg.Connection) -> None:
+    paused, other = send(size=1, actor="refund"), send(size=1)
+    clear(db, SCHEMA)
+    Queues(db).pause(actor="refund")
+    assert take(db) == []
+
+    sweep(db, SCHEMA)
+
+    assert ids(take(db)) == [other]
+    Queues(db).resume(actor="refund")
+    pass_by(db, 61)
+    sweep(db, SCHEMA)
+    assert ids(take(db, actors=["charge", "refund"])) == [paused]
+
+
+def test_a_start_of_a_job_that_is_just_being_claimed_is_not_taken_back(
+    send: Send, db: psycopg.Connection, database: str
+) -> None:
+    send(size=1, actor="refund")
+    clear(db, SCHEMA)
+    Queues(db).pause(actor="refund")
+    with psycopg.connect(database) as claimer:
+        [one] = claim(claimer, actors=["refund"])
+        sweep(db, SCHEMA)
+        claimer.commit()
+
+    assert scalar(db, "SELECT state FROM worker.job WHERE id = %s", one.id) == "running"
+    assert scalar(db, "SELECT count(*) FROM worker.rate_start") == 1
+
+
+def test_what_another_worker_serves_is_cleared_for_it(send: Send, db: psycopg.Connection) -> None:
+    served = send(actor="theirs")
+    db.execute("""
+        INSERT INTO worker.worker (id, name, pid, backend_start, slots, pool_size, lease, queues, actors)
+        VALUES (gen_random_uuid(), 'host:1', pg_backend_pid(), now(), 1, 2, 10, '{default}', '{theirs}')""")
+
+    clear(db, SCHEMA)
+
+    assert ids(claim(db, actors=["theirs"])) == [served]
 
 
 def test_nothing_with_a_rate_is_claimed_ahead_of_a_slot(send: Send, db: psycopg.Connection) -> None:

@@ -13,6 +13,7 @@ from tests.factories import InThread, column, scalar
 from tests.queue.conftest import claim
 from tests.waiting import wait_until
 from worker import Limit, PostgresBroker, Rate, Unique, bind, job
+from worker.queue.feed import Room
 from worker.queue.history import History
 from worker.queue.lanes import admit
 from worker.queue.lease_statements import RESCUE_JOBS
@@ -406,7 +407,7 @@ def counted(db: psycopg.Connection) -> list[tuple[Any, ...]]:
 def let_in(db: psycopg.Connection) -> None:
     for _ in range(2):
         admit(db, Schema())
-        clear(db, Schema())
+        clear(db, Schema(), [Room(["default"], ["charge"], 0)])
 
 
 @pytest.fixture

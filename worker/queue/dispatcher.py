@@ -368,7 +368,7 @@ class Dispatcher:
             if self._has_lanes:
                 lanes.sweep(conn, self.schema)
             if self._has_rates:
-                rates.sweep(conn, self.schema)
+                rates.sweep(conn, self.schema, self._feed.rooms())
             elif limited:
                 rates.sweep_starts(conn, self.schema)
 
@@ -517,6 +517,8 @@ class Dispatcher:
             # What is resumed by this was not looked for.
             self._flow = look.flow
             self._hungry = True
+            # What is paused by this may have been cleared for a start.
+            self._sweep_at = 0.0
             self.wake()
         if rescued:
             # With the rank that they had.

@@ -116,7 +116,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             if errand.promoting:
                 conn.execute(schema.render(PROMOTE_DUE).encode(), {"due_low": marks.due_low})
             admitted = admit(conn, schema) if errand.admitting else None
-            clearing = clear(conn, schema) if errand.clearing else None
+            clearing = clear(conn, schema, errand.served) if errand.clearing else None
             claimed = [_claim(conn, schema, lease, marks, room) for room in errand.rooms]
             beat = _beat(conn, lease, errand) if errand.renewing else None
             # Behind the claims, so that the marks follow them.

@@ -36,6 +36,13 @@ class Room(NamedTuple):
         return self.limit <= 0 or self.free == 0 or (bool(self.holding) and self.checkouts <= 0)
 
 
+def names(rooms: Sequence[Room]) -> tuple[list[str], list[str]]:
+    """The queues and the actors of *rooms*."""
+    queues = {queue for room in rooms for queue in (*room.queues, *room.limited)}
+    actors = {actor for room in rooms for actor in (*room.actors, *room.holding)}
+    return sorted(queues), sorted(actors)
+
+
 class Feed(ABC):
     """What puts claimed jobs before the slots. Called on the dispatcher's thread; must not block."""
 

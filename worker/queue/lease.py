@@ -12,7 +12,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from worker import clock, log
-from worker.queue.feed import Room
+from worker.queue.feed import Room, names
 from worker.queue.flow import Flow
 from worker.queue.identity import uuid7
 from worker.queue.last_words import LastWords
@@ -142,7 +142,7 @@ class Lease:
             What is paused and limited, so that not even the first claim takes it.
         """
         self._registered_at = self._renewed_at = clock.monotonic()
-        queues, actors = _names(served)
+        queues, actors = names(served)
         parameters = {**self._row, "queues": queues, "actors": actors}
         row = self._execute(conn, REGISTER_WORKER, parameters).fetchone()
         return Flow.of(*row) if row is not None else Flow()
@@ -180,8 +180,8 @@ class Lease:
         last_words: LastWords = LastWords(),  # noqa: B008  # a tuple
     ) -> dict[str, Any]:
         """Of `RENEW_LEASE`, in a `beat` with the same arguments."""
-        known_queues, known_actors = _names(served)
-        queues, actors = _names(flow.through(served))
+        known_queues, known_actors = names(served)
+        queues, actors = names(flow.through(served))
         return {
             "worker": self.worker_id,
             "known_queues": known_queues,
@@ -266,10 +266,3 @@ class Lease:
         self, conn: psycopg.Connection[Any], statement: Any, parameters: dict[str, Any]
     ) -> psycopg.Cursor[Any]:
         return conn.execute(self._schema.render(statement).encode(), parameters)
-
-
-def _names(served: Sequence[Room]) -> tuple[list[str], list[str]]:
-    """The queues and the actors of *served*."""
-    queues = {queue for room in served for queue in (*room.queues, *room.limited)}
-    actors = {actor for room in served for actor in (*room.actors, *room.holding)}
-    return sorted(queues), sorted(actors)

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import LiteralString
 
+# Whether somebody would claim the job if it were cleared: its queue and its actor are not paused, and some worker, this
+# one or another, serves and knows them (one that says nothing may). The names are looked up once for all rows.
+CLAIMABLE: LiteralString = """job.queue <> ALL(ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'queue'))
+              AND job.actor <> ALL(ARRAY(SELECT name FROM {schema}.pause WHERE kind = 'actor'))
+              AND (
+                job.queue = ANY(%(queues)s::text[] || ARRAY(SELECT unnest(queues) FROM {schema}.worker))
+                OR EXISTS (SELECT FROM {schema}.worker WHERE queues IS NULL)
+              )
+              AND (
+                job.actor = ANY(%(actors)s::text[] || ARRAY(SELECT unnest(actors) FROM {schema}.worker))
+                OR EXISTS (SELECT FROM {schema}.worker WHERE actors IS NULL)
+              )"""
+
 # rate_knock_by_rate, rate_gate_opens, rate_gate_pkey, job_throttled, job_cleared and rate_start_by_rate: of each rate
 # that was knocked at, or whose time has come, as many of its line as may start. A cleared job counts until it starts,
-# and its start for the rate's seconds; so in no such span can more have started, however late a worker claims. The
-# turns are those of ADMIT_JOBS. A gate that is only just made learns at the next look when it opens again.
+# and its start for the rate's seconds; so in no such span can more have started, however late a worker claims. Those
+# that nobody would claim are passed by. The turns are those of ADMIT_JOBS. A gate that is only just made learns at the
+# next look when it opens again.
 CLEAR_JOBS: LiteralString = """
     WITH knocks AS MATERIALIZED (
         SELECT rate
@@ -105,6 +119,7 @@ CLEAR_JOBS: LiteralString = """
             FROM {schema}.job AS job
             WHERE job.rate = room.rate
               AND job.state = 'throttled'
+              AND {claimable}
             ORDER BY job.rank, job.id
             LIMIT room.size
             FOR UPDATE SKIP LOCKED
@@ -136,7 +151,23 @@ CLEAR_JOBS: LiteralString = """
             ) AS later
         ) AS opens_in,
         (SELECT jsonb_agg(jsonb_build_array(queue, extract(epoch FROM rank)::float8)) FROM cleared) AS strays,
-        (SELECT count(*) FROM told)"""
+        (SELECT count(*) FROM told)""".replace("{claimable}", CLAIMABLE)
+
+# job_cleared. Those that have come to be paused or unknown since they were cleared give their start to others of the
+# rate; their row's trigger knocks. One that is just being claimed is locked.
+TAKE_BACK_STARTS: LiteralString = """
+    UPDATE {schema}.job AS job
+    SET state = 'throttled'
+    WHERE job.id = ANY(ARRAY(
+        SELECT job.id
+        FROM {schema}.job AS job
+        WHERE job.cleared
+          AND job.state = 'available'
+          AND NOT ({claimable})
+        ORDER BY job.id
+        LIMIT 1000
+        FOR UPDATE SKIP LOCKED
+    ))""".replace("{claimable}", CLAIMABLE)
 
 # job_throttled, from one rate to the next: a knock at each gate with a line.
 KNOCK_AT_RATES: LiteralString = """
