@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _CHUNK = 65536
-_TO_SERVER, _TO_WORKER = 0, 1
+_GIVEN_UP = 40.0
 
 
 class Cable:
@@ -27,7 +27,8 @@ class Cable:
         self._target = url
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cable", daemon=True)
-        self._open = (asyncio.Event(), asyncio.Event())
+        self._open = _gates()
+        self._shut: list[asyncio.Event] = []
         self._delay = 0.0
         self._writers: set[asyncio.StreamWriter] = set()
         self._refusing = False
@@ -46,6 +47,8 @@ class Cable:
 
     def __exit__(self, *_: object) -> None:
         self.pull()
+        for gate in [*self._shut, *self._open]:
+            self._call(gate.set)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -62,6 +65,23 @@ class Cable:
         for gate, wanted in zip(self._open, (to_server, to_worker), strict=True):
             if wanted:
                 self._call(gate.clear)
+
+    def forget(self) -> None:
+        """
+        Nothing passes any more on the connections that there are, and nobody is told; new ones work.
+
+        They are reset after a while, as TCP's own timeouts do it.
+        """
+
+        def change() -> None:
+            shut, self._open = self._open, _gates()
+            for gate in shut:
+                gate.clear()
+            self._shut += shut
+            self._loop.call_later(_GIVEN_UP, _give_up, set(self._writers), shut)
+
+        self._call(change)
+        self.mend()
 
     def slow_down(self, seconds: float) -> None:
         """Each message takes *seconds* longer in each direction."""
@@ -83,8 +103,7 @@ class Cable:
         assert done.wait(10), "the cable does not answer"
 
     def _reset(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
+        _abort(self._writers)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
@@ -97,9 +116,10 @@ class Cable:
             return
         both = {writer, server_writer}
         self._writers |= both
+        to_server, to_worker = self._open
         pumps = [
-            asyncio.ensure_future(self._pump(reader, server_writer, self._open[_TO_SERVER])),
-            asyncio.ensure_future(self._pump(server_reader, writer, self._open[_TO_WORKER])),
+            asyncio.ensure_future(self._pump(reader, server_writer, to_server)),
+            asyncio.ensure_future(self._pump(server_reader, writer, to_worker)),
         ]
         await asyncio.wait(pumps)
         self._writers -= both
@@ -115,6 +135,21 @@ class Cable:
         # The end of one side is news for the other, and travels as everything does.
         await gate.wait()
         writer.close()
+
+
+def _abort(writers: Iterable[asyncio.StreamWriter]) -> None:
+    for writer in writers:
+        writer.transport.abort()
+
+
+def _give_up(writers: Iterable[asyncio.StreamWriter], gates: Iterable[asyncio.Event]) -> None:
+    _abort(writers)
+    for gate in gates:
+        gate.set()
+
+
+def _gates() -> tuple[asyncio.Event, asyncio.Event]:
+    return asyncio.Event(), asyncio.Event()
 
 
 async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
+from tests.chaos.cable import Cable
 from tests.factories import InThread, backend_pid, num_sessions, scalar, terminate
 from tests.pool.conftest import OpenPool
 from tests.waiting import wait_until
 from worker.pool import Pool
+
+WAIT = 15.0
 
 
 @pytest.fixture
@@ -79,3 +84,56 @@ def test_the_place_is_given_back_at_the_end(open_pool: OpenPool) -> None:
 
     with pool.connection(), pool.connection(timeout=2) as second:
         assert scalar(second, "SELECT 1") == 1
+
+
+# A network that is silent
+
+
+@pytest.fixture
+def cable(database: str) -> Iterator[Cable]:
+    with Cable(database) as cable:
+        yield cable
+
+
+def test_a_pinned_session_that_does_not_answer_is_given_up_after_its_patience(
+    open_pool: OpenPool, cable: Cable
+) -> None:
+    pool = open_pool(cable.url, max_size=2)
+    with pool.reserve(), pool.pinned(patience=0.2) as conn:
+        cable.cut()
+
+        with pytest.raises(psycopg.OperationalError, match=r"did not answer within 0\.2 s"):
+            conn.execute("SELECT 1")
+
+
+def test_what_a_silent_network_has_left_behind_is_ended_with_the_help_of_a_session_that_works(
+    open_pool: OpenPool, cable: Cable, db: psycopg.Connection
+) -> None:
+    """One pinned, one idle, one in use: none of them is ever heard of again, and the server knows nothing of it."""
+    pool = open_pool(cable.url, max_size=3)
+    in_use, forgotten = threading.Event(), threading.Event()
+
+    def wait_for_an_answer() -> None:
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+            in_use.set()
+            assert forgotten.wait(WAIT)
+            conn.execute("SELECT 2")
+
+    with pool.reserve():
+        waiting = InThread(wait_for_an_answer)
+        assert in_use.wait(WAIT)
+        with pool.connection() as idle:
+            idle.execute("SELECT 1")
+        with suppress(psycopg.OperationalError), pool.pinned(patience=0.2) as conn:
+            cable.forget()
+            forgotten.set()
+            conn.execute("SELECT 1")
+
+        with pool.pinned(patience=5) as conn:
+            while waiting.is_running or num_sessions(db) > 1:
+                pool.mend(conn)
+            with pool.connection(timeout=2) as new:
+                assert scalar(new, "SELECT 1") == 1
+    with pytest.raises(psycopg.OperationalError):
+        waiting.result()

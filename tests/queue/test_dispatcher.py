@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from tests.chaos.cable import Cable
 from tests.factories import backend_pid, column, scalar, terminate
 from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.waiting import wait_until
@@ -369,3 +370,17 @@ def test_only_what_may_have_made_a_job_is_followed_by_a_claim(db: psycopg.Connec
 
     submissions.add(lambda conn: conn.execute("SELECT"))
     assert submissions.run(db)
+
+
+def test_a_network_that_is_silent_costs_no_more_than_a_third_of_the_lease(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    """Nothing on the way says that the connection is gone, and no timeout of the server's reaches us."""
+    insert_job()
+    feed = NotingFeed(limit=1)
+    with Cable(database) as cable, dispatching(cable.url, feed, duration=3.0) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        cable.forget()
+
+        [claimed] = feed.put_here
+        assert dispatcher.settle(Settlement(claimed.id, claimed.token, Outcome.DONE)).result(WAIT)

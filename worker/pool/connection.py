@@ -46,11 +46,17 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         self.standard: Any = None
         """The `Standard` to which it is to come back."""
         self.idle_since = clock.monotonic()
+        self.answered_at = float("-inf")
+        """When it was asked last, and answered."""
         self.num_begun = 0
         """How often BEGIN was sent; whoever counts sets it to 0."""
         self.revoked = False
         """Whether it was taken from somebody who may still use it."""
-        self._severed = self._is_silent = False
+        self.server_pid = 0
+        """The number of its session at the server, known when it has been made."""
+        self.patience: float | None = None
+        """Seconds that an answer may take; None for as long as the network believes that somebody is there."""
+        self._severed = self.is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
 
@@ -74,11 +80,22 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         ):
             checkout.used_here()
         try:
+            if self.patience is not None:
+                return self._wait_patiently(*args, **kwargs)
             return super().wait(*args, **kwargs)
         except BaseException:
             if self._pipeline is None:
                 leave_pipeline(self.pgconn)
             raise
+
+    def _wait_patiently(self, *args: Any, **kwargs: Any) -> Any:
+        """A network, or something in it, may drop everything and tell nobody: then no statement timeout is heard of."""
+        with suppress(psycopg.errors._WaitTimeout):
+            # Whoever goes on with a silent one, say to leave a pipeline, does not wait again.
+            if not self.is_silent:
+                return super().wait(*args, **{**kwargs, "timeout": self.patience})
+        self.is_silent = True
+        raise psycopg.OperationalError(f"the server did not answer within {self.patience:g} s")
 
     def _get_tx_start_command(self) -> bytes:
         self.num_begun += 1
@@ -126,7 +143,7 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
                 super().close()
         finally:
             self.lock.release()
-        self.has_ended(timeout)
+        self.has_ended(0.0 if self.is_silent else timeout)
 
     def _cancel_statement(self) -> None:
         """
@@ -135,7 +152,7 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         A cancel that overtakes its statement on the way is lost; so once more until something is answered.
         """
         deadline = clock.monotonic() + _GOODBYE
-        while self.is_busy and not self._is_silent and clock.monotonic() < deadline:
+        while self.is_busy and not self.is_silent and clock.monotonic() < deadline:
             with suppress(psycopg.Error):
                 self.cancel_safe(timeout=max(0.1, deadline - clock.monotonic()))
                 if not self.is_busy or _readable(self.pgconn.socket, timeout=_CANCEL_INTERVAL):
@@ -168,6 +185,12 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
             self._sever()
         else:
             self.close(_LET_GO)
+
+    def wake(self) -> None:
+        """Make whoever waits for an answer on it get an error instead. Its session at the server may live on."""
+        if (end := self._socket_copy()) is not None:
+            with end, suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _sever(self) -> None:
         """
@@ -218,11 +241,12 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
             self.pgconn.send_query(b"")
             while self.pgconn.flush() or self.pgconn.is_busy():
                 if not _readable(self.pgconn.socket, timeout=deadline - clock.monotonic()):
-                    self._is_silent = True
+                    self.is_silent = True
                     return False
                 self.pgconn.consume_input()
             while self.pgconn.get_result() is not None:
                 pass
+            self.answered_at = clock.monotonic()
             return self.pgconn.status == ConnStatus.OK
         except psycopg.Error:
             return False

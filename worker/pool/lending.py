@@ -8,7 +8,8 @@ import threading
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -31,6 +32,15 @@ _AT_ONCE = 0.1
 # What an idle connection gets to answer in, however little time its taker has left: it is not to blame for that.
 _LEAST_TO_ASK = 0.05
 
+# After a silence: for how long it is looked who waits in vain, and how often.
+_LOST_WITHIN = 6.0
+_LOOK_AGAIN = 1.0
+_READ_STATES: LiteralString = """
+    SELECT pid, state, state_change
+    FROM pg_stat_activity
+    WHERE pid = ANY(%s) AND application_name = current_setting('application_name')"""
+_NOT_ASKED = ("", datetime.min)  # noqa: DTZ901  # equal to no time that a server tells
+
 T = TypeVar("T")
 W = TypeVar("W", bound=Waiter)
 
@@ -46,6 +56,8 @@ class Lending(Supply):
         super().__init__(options)
         self._checkouts = Checkouts()
         self._num_timeouts = self._num_reclaimed = 0
+        self._suspects: dict[int, tuple[str, datetime] | None] = {}
+        self._looked_at = 0.0
 
     # Taking
 
@@ -362,6 +374,37 @@ class Lending(Supply):
                     conn.cancel_safe(timeout=timeout)
                 except psycopg.Error as exc:
                     logger.warning("pool.cancel_failed", reason=str(exc))
+
+    def wake_lost(self, conn: psycopg.Connection[Any]) -> None:
+        """
+        Wake those who wait for an answer that will not come, for some seconds after something fell silent.
+
+        Somebody waits for an answer, and his session does not exist or waits for him, twice within a second: then it is
+        not the one at the other end.
+
+        Args:
+            conn: A session that works, in autocommit.
+        """
+        now = clock.monotonic()
+        if not (self._doubted_at < now < self._doubted_at + _LOST_WITHIN) or now < self._looked_at + _LOOK_AGAIN:
+            return
+        self._looked_at = now
+        out = [checkout.conn for checkout in self.checkouts()]
+        waiting = {one.server_pid: one for one in out if one is not None and one.is_busy}
+        rows = conn.execute(_READ_STATES, [[*waiting, conn.info.backend_pid]]).fetchall() if waiting else []
+        states = {pid: (state, since) for pid, state, since in rows}
+        if conn.info.backend_pid not in states:
+            return  # a pooler in between makes up the numbers of sessions
+        suspects = {
+            pid: states.get(pid) for pid in waiting if (state := states.get(pid)) is None or state[0] != "active"
+        }
+        for pid, state in suspects.items():
+            if self._suspects.get(pid, _NOT_ASKED) == state and waiting[pid].is_busy:
+                logger.warning("pool.lost", server_pid=pid, reason="no answer will come on this connection")
+                with self._lock:
+                    self._ghosts.append(pid)
+                waiting[pid].wake()
+        self._suspects = suspects
 
     def reclaim_abandoned(self) -> None:
         """Take back what nobody can return any more; warn once about what is kept for long."""

@@ -142,12 +142,16 @@ class Pool(Lending):
                 self._reserved -= 1
 
     @contextmanager
-    def pinned(self) -> Iterator[Connection]:
+    def pinned(self, patience: float | None = None) -> Iterator[Connection]:
         """
         The reserved connection, in autocommit; made at once by the calling thread, whatever the pool's own back-off.
 
         It is closed at the end rather than returned, because its session listens and has settings that no job should
-        inherit.
+        inherit. When it is lost, the pool doubts all that are idle.
+
+        Args:
+            patience: Seconds that an answer may take; the statement then ends with an `OperationalError`. None for as
+                long as the network believes that somebody is there.
 
         Raises:
             psycopg.OperationalError: The database is out of reach.
@@ -157,7 +161,11 @@ class Pool(Lending):
         conn._pool = None
         try:
             conn.autocommit = True
+            conn.patience = patience
             yield conn
+        except psycopg.OperationalError:
+            self.doubt()
+            raise
         finally:
             conn.close()
             self._last_pin = None if conn.has_ended() else conn
@@ -166,8 +174,10 @@ class Pool(Lending):
         """The seat is free when its last session has ended; but a server that does not say so must not stop us."""
         last, self._last_pin = self._last_pin, None
         if last is not None:
-            if not last.has_ended(_PATIENCE):
+            if not last.has_ended(0.0 if last.is_silent else _PATIENCE):
                 logger.warning("pool.session_lingers", reason="the last reserved session has not ended yet")
+                with self._lock:
+                    self._ghosts.append(last.server_pid)
             last.forget_end()
 
     def _take_out(self) -> Connection | None:
@@ -176,6 +186,9 @@ class Pool(Lending):
             if not self._pool:
                 return None
             conn = self._pool.popleft()
+        if conn.idle_since <= self._doubted_at:
+            self.retire_soon(conn)
+            return None
         if not conn.is_live():
             self.retire(conn)
             return None
@@ -184,6 +197,22 @@ class Pool(Lending):
         return conn
 
     # Keeping
+
+    def forget_lingering(self) -> None:
+        super().forget_lingering()
+        last, self._last_pin = self._last_pin, None
+        if last is not None:
+            last.forget_end()
+
+    def mend(self, conn: psycopg.Connection[Any]) -> None:
+        """
+        What a network that fell silent has left behind is put right with the help of *conn*; nothing to do is free.
+
+        Args:
+            conn: A session that works: the pinned one.
+        """
+        self.wake_lost(conn)
+        self.end_lingering(conn)
 
     def sweep_once(self) -> None:
         """One pass over what nobody returns any more, what is too old, and what is missing."""

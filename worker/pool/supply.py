@@ -47,6 +47,15 @@ _LINGER = 90.0
 _ASK_AFTER = 30.0
 _ASK_TIMEOUT = 1.0
 _ASK_AT_ONCE = 32
+# What a session's set-up may take, once it is there.
+_SET_UP_TIMEOUT = 5.0
+# Ended by ourselves, with the help of a session that works, when the end of others is not confirmed by then.
+_END_AFTER = 2.0
+# By name too: the number may be another's by now.
+_END_SESSIONS: LiteralString = """
+    SELECT pid, pg_terminate_backend(pid)
+    FROM pg_stat_activity
+    WHERE pid = ANY(%s) AND application_name = current_setting('application_name')"""
 _HOOK_FAILED = "raised by the pool's hook after_connect"
 
 
@@ -92,6 +101,9 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         self._sessions: WeakSet[Connection] = WeakSet()
         self._num_growing = 0
         self._lingering: list[tuple[Connection, float]] = []
+        self._ghosts: list[int] = []
+        """Numbers of sessions that may live on, although their seats are free or were never counted."""
+        self._doubted_at = float("-inf")
         self._failing_since: float | None = None
         self._unmade: BaseException | None = None
         self._refused: Refused | None = None
@@ -142,6 +154,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         conn = super()._connect(timeout)
         self._sessions.add(conn)
         try:
+            conn.server_pid = conn.info.backend_pid
             _set_up(conn)
             self._call_after_connect(conn)
             self.hygiene.remember(conn)
@@ -246,8 +259,14 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             return False
         if self._before_acquire is not None or idle > _ASK_AFTER or conn.has_news():
             return None
+        if conn.idle_since <= self._doubted_at:
+            return None
         self._refused = None
         return True
+
+    def doubt(self) -> None:
+        """One was lost: whatever is idle at this moment is asked before it is used."""
+        self._doubted_at = clock.monotonic()
 
     def _why_stale(self, conn: Connection, now: float) -> Refused:
         if conn.closed:
@@ -310,6 +329,29 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
             else:
                 self._lingering.append((conn, clock.monotonic()))
 
+    def end_lingering(self, conn: psycopg.Connection[Any]) -> None:
+        """
+        Have the server end the sessions whose end it has not confirmed for 2 s; when they are gone, so are their seats.
+
+        Args:
+            conn: A session that works, in autocommit; after a failover it is another server's, which has none of them.
+        """
+        before = clock.monotonic() - _END_AFTER
+        with self._lock:
+            lingering = [one for one, since in self._lingering if since <= before]
+            ghosts = list(self._ghosts)
+        if not (lingering or ghosts):
+            return
+        pids = [*ghosts, *(one.server_pid for one in lingering)]
+        left = {row[0] for row in conn.execute(_END_SESSIONS, [pids])}
+        with self._lock:
+            self._ghosts = [pid for pid in self._ghosts if pid in left or pid not in ghosts]
+            gone = [one for one, _ in self._lingering if one in lingering and one.server_pid not in left]
+            self._lingering = [(one, since) for one, since in self._lingering if one not in gone]
+        for one in gone:
+            one.forget_end()
+            self._vacate(one)
+
     def drain(self) -> None:
         """Replace every connection: idle ones as soon as their sessions have ended, those out when they come back."""
         with self._lock:
@@ -354,8 +396,12 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         now = clock.monotonic()
         with self._lock:
             stale = [conn for conn in self._pool if conn.closed or self._is_stale(conn, now)]
-            # Ended by the server, most likely: so that the minimum is made again although nobody asks.
-            suspect = [conn for conn in self._pool if conn not in stale and conn.has_news()]
+            # Ended by the server or on the way, most likely: so that the minimum is made again although nobody asks.
+            suspect = [
+                conn
+                for conn in self._pool
+                if conn not in stale and (conn.has_news() or max(conn.idle_since, conn.answered_at) <= self._doubted_at)
+            ]
             for conn in [*stale, *suspect]:
                 self._pool.remove(conn)
             lingering, self._lingering = self._lingering, []
@@ -418,11 +464,13 @@ def _name(hook: Any) -> str:
 
 def _set_up(conn: Connection) -> None:
     before, conn.autocommit = conn.autocommit, True
+    conn.patience = _SET_UP_TIMEOUT
     try:
         # One trip; what a server refuses is left out.
         if not _accepts(conn, f"{_CHECK_CLIENT}; {_KEEP_ALIVE}"):
             _accepts(conn, _KEEP_ALIVE)
     finally:
+        conn.patience = None
         conn.autocommit = before
 
 

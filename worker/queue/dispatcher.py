@@ -58,6 +58,8 @@ _HOUSEKEEPING_AGAIN = 10.0
 _ADMIT_AGAIN = 0.02
 # ... and one whose knock went astray, because the head of its line was locked by a transaction that came to nothing.
 _SWEEP = 10.0
+# After a statement's own timeout, until nothing more is expected of the network either.
+_ON_THE_WAY = 0.5
 # Nothing here may wait for somebody else's lock for as long as to miss a heartbeat: whoever is in the way, say a
 # transaction that sends a running job again and stays open, is passed by and met again later.
 _LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
@@ -266,7 +268,7 @@ class Dispatcher:
         """Passes on one connection, until it is lost or the work is over."""
         self.passed_at = clock.monotonic()
         try:
-            with self._pool.pinned() as conn:
+            with self._pool.pinned(patience=self._statement_timeout + _ON_THE_WAY) as conn:
                 self._attach(conn)
                 while not self._finished:
                     seconds = self._run_once(conn)
@@ -304,9 +306,13 @@ class Dispatcher:
         idle = not (self._outcomes or self._sends or self._submitted)
         return (idle and self._connected) or clock.monotonic() >= self._stop_by
 
+    @property
+    def _statement_timeout(self) -> float:
+        return max(1.0, self.lease.duration * 0.3)
+
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
         self._busy_since = clock.monotonic()
-        conn.execute(f"SET statement_timeout = {max(1000, int(self.lease.duration * 300))}".encode())
+        conn.execute(f"SET statement_timeout = {int(self._statement_timeout * 1000)}".encode())
         conn.execute(_LOCK_TIMEOUT)
         conn.execute(_NO_SCANS)
         conn.execute(_NO_JIT)
@@ -337,6 +343,7 @@ class Dispatcher:
         # What was written may be a job for us; our own notification comes with the next read only.
         self._hungry |= self._submitted.run(conn)
         self._keep_house(conn)
+        self._pool.mend(conn)
         for claim in self._feed.overdue():
             self._release(claim)
         self._sweep_lanes(conn)

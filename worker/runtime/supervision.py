@@ -60,7 +60,7 @@ class Supervision:
         self._wear = wear
         self._reload = reload
         self._config = config
-        self._slow = False
+        self._slow = self._lease_ending = False
 
     def answer(self, answers: Answers) -> None:
         """What signals other than those to stop ask for."""
@@ -104,9 +104,14 @@ class Supervision:
 
     def _guard_lease(self) -> None:
         remaining = self._dispatcher.lease.remaining
-        if remaining < self._config.lease * _LEASE_MARGIN and not self._feed.idle.is_set():
-            logger.error("worker.lease_ending", remaining=round(remaining, 3))
+        ending = remaining < self._config.lease * _LEASE_MARGIN
+        if ending and not self._feed.idle.is_set():
+            if not self._lease_ending:
+                logger.error("worker.lease_ending", remaining=round(remaining, 3))
+            self._lease_ending = True
             self._watchdog.interrupt_all(LeaseLost)
+        elif not ending:
+            self._lease_ending = False
 
     def _watch_dispatcher(self) -> None:
         """Say once that a pass does not end, and once that it has."""

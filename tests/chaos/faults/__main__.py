@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
 def _run(options: argparse.Namespace, folder: Path, stack: ExitStack) -> Report:
     small = None
     if disk.is_possible():
-        Path(folder, "disk").mkdir()
+        Path(folder, "disk").mkdir(exist_ok=True)
         small = stack.enter_context(disk.small_disk(Path(folder, "disk"), mebibytes=_DISK))
     log = Path(folder, _SERVER_LOG).open("ab", buffering=0)  # noqa: SIM115  # closed by the stack
     stack.callback(log.close)
@@ -93,13 +93,15 @@ def _run(options: argparse.Namespace, folder: Path, stack: ExitStack) -> Report:
     place = kinds.Place(both, small, random.Random(options.seed))  # noqa: S311  # chaos, repeatable
     possible = [*kinds.KINDS, *(kinds.OF_THE_DISK if small is not None else ())]
     faults = [each for each in possible if options.only is None or options.only in each.name]
-    return _play(Scene(place, workers, faults), both, folder, options)
+    if not faults:
+        sys.exit(f"there is no fault here whose name contains {options.only!r}; possible: {[f.name for f in possible]}")
+    watching = Watching(lambda: both.url, workers)
+    return _play(Scene(place, workers, faults, watching.allow), watching, both, folder, options)
 
 
-def _play(scene: Scene, both: Pair, folder: Path, options: argparse.Namespace) -> Report:
+def _play(scene: Scene, watching: Watching, both: Pair, folder: Path, options: argparse.Namespace) -> Report:
     """Faults for some seconds, then the end in order."""
     sending = Sending(lambda: both.url, _BURST * len(scene.workers))
-    watching = Watching(lambda: both.url, scene.workers)
     begun = time.monotonic()
     sending.start()
     watching.start()

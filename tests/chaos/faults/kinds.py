@@ -43,6 +43,7 @@ class Fault(NamedTuple):
     Args:
         prepare: What has to be done before it, while all is well.
         spares_first: The first worker is not meant: the one whose memory is watched from beginning to end.
+        over_the_cap: So many sessions, whose end nobody could confirm, count until their successors have ended them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Fault(NamedTuple):
     to_all: Callable[[Place], None] | None = None
     prepare: Callable[[Place], None] | None = None
     spares_first: bool = False
+    over_the_cap: int = 0
 
     def strike(self, place: Place, workers: Sequence[Worker]) -> list[Worker]:
         """Let it happen; whom it has hit."""
@@ -96,6 +98,11 @@ def _slow(place: Place, worker: Worker) -> None:
 def _pull(place: Place, worker: Worker) -> None:
     for cable in worker.cables:
         cable.pull()
+
+
+def _forget(place: Place, worker: Worker) -> None:
+    for cable in worker.cables:
+        cable.forget()
 
 
 def _refuse(place: Place, worker: Worker) -> None:
@@ -184,6 +191,7 @@ KINDS = (
     Fault("cut towards the worker", _cut(2.0, 6.0, to_server=False)),
     Fault("0.1 s slower", _slow),
     Fault("connections reset", _pull),
+    Fault("connections forgotten on the way", _forget, over_the_cap=1),
     Fault("connections refused", _refuse),
     Fault("all sessions terminated", to_all=_terminate),
     Fault("Postgres restarted, fast", to_all=_restart()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
@@ -24,10 +24,22 @@ _FIRST: LiteralString = (
 
 
 class Scene:
-    """Strikes until it is enough; every fault as often as the others, in an order drawn by chance."""
+    """
+    Strikes until it is enough; every fault as often as the others, in an order drawn by chance.
 
-    def __init__(self, place: Place, workers: Sequence[Worker], faults: Sequence[Fault]) -> None:
+    Args:
+        allow: Told how many sessions a worker may have beyond its pool from now on.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        workers: Sequence[Worker],
+        faults: Sequence[Fault],
+        allow: Callable[[int], None],
+    ) -> None:
         self.workers = workers
+        self._allow = allow
         self._place, self._faults = place, faults
         self._deck: list[Fault] = []
         self._felt: dict[str, list[float]] = defaultdict(list)
@@ -48,10 +60,12 @@ class Scene:
         if not self._deck:
             self._deck = self.chance.sample(self._faults, len(self._faults))
         fault = self._deck.pop()
+        self._allow(fault.over_the_cap)
         hit = fault.strike(self._place, self.workers)
         if (worked := self.wait_for(hit)) is not None:
             self._felt[fault.name].append(worked)
         self._place.hold(0.0, 2.0)
+        self._allow(0)
         return fault.name
 
     def wait_for(self, hit: Sequence[Worker]) -> float | None:

@@ -55,13 +55,15 @@ class Watching(threading.Thread):
         self._weighed_at = 0.0
         self._sizes: dict[tuple[str, int], list[float]] = defaultdict(list)
         self.most_sessions = self.num_looks = 0
+        self._allowance = 0
 
     def run(self) -> None:
         while not self._over.wait(_LOOK):
             with suppress(psycopg.Error), observing(self._url()) as conn:
                 while not self._over.wait(_LOOK):
                     self._weigh()
-                    self.most_sessions = max([self.most_sessions, *(row[0] for row in conn.execute(_SESSIONS))])
+                    numbers = [row[0] - self._allowance for row in conn.execute(_SESSIONS)]
+                    self.most_sessions = max([self.most_sessions, *numbers])
                     self.num_looks += 1
             self._weigh()
 
@@ -72,6 +74,10 @@ class Watching(threading.Thread):
         for worker in self._workers:
             if (size := worker.memory) is not None:
                 self._sizes[worker.name, worker.process.pid].append(size)
+
+    def allow(self, number: int) -> None:
+        """From now on a worker may have *number* sessions beyond its pool."""
+        self._allowance = number
 
     def stop(self) -> None:
         self._over.set()
