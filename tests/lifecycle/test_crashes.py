@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.factories import column, scalar
 from tests.lifecycle.conftest import (
+    WAIT,
     RestartableServer,
     StartWorker,
     busy_in_sql,
@@ -106,6 +108,35 @@ def test_what_a_killed_worker_said_last_is_known_of_its_job(
     ), reason
 
 
+# Stopped for longer than its lease
+
+
+def test_a_worker_that_was_stopped_and_wakes_writes_nothing_for_the_jobs_that_it_has_lost(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Neither through a job's connection nor to the queue, although it wakes in the middle of both."""
+    gate = tmp_path / "gate"
+    stopped = start_worker(database, WORKER_LEASE="2").running()
+    jobs = [send(noted, actor, word=actor, gate=str(gate)) for actor in ("write_behind", "send_behind")]
+    for job_id in jobs:
+        assert running_in(noted, job_id) == stopped.id
+    stopped.send(signal.SIGSTOP)
+    start_worker(database, WORKER_LEASE="2").running()
+    gate.touch()
+    for job_id in jobs:
+        assert done(noted, job_id) == "done"
+
+    stopped.send(signal.SIGCONT)
+
+    def works_again() -> bool:
+        return [event["event"] for event in stopped.events].count("dispatcher.connected") > 1
+
+    wait_until(works_again, WAIT, "the woken worker to notice")
+    assert stopped.end() == 0
+    wait_until(lambda: scalar(noted, "SELECT count(*) FROM worker.job") == 0, WAIT, "the end of what was sent")
+    assert sorted(column(noted, "SELECT word FROM note")) == ["send_behind", "write_behind"]
+
+
 # The database goes
 
 
@@ -147,6 +178,27 @@ def test_a_restart_of_the_database_under_load_runs_no_jobs_effect_twice_and_lose
         wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job") == 0, 60, "the end of all jobs")
         assert sorted(column(db, "SELECT word::int FROM note")) == list(range(400))
     assert worker.end() == 0
+
+
+@pytest.mark.usefixtures("restartable_db")
+def test_a_database_that_goes_while_a_worker_drains_keeps_it_no_longer_than_its_grace(
+    start_worker: StartWorker, restartable: RestartableServer
+) -> None:
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        job_id = send(db, "work", word="hello", seconds=600)
+        worker = start_worker(restartable.url, "--grace", "1").running()
+        busy_in_sql(db)
+    worker.send(signal.SIGTERM)
+    worker.event("worker.draining")
+
+    restartable.stop()
+
+    assert worker.wait() == 0
+    assert worker.event("worker.stopped")["seconds"] < 1 + 10
+    restartable.start()
+    with psycopg.connect(restartable.url, autocommit=True) as db:
+        assert column(db, "SELECT word FROM note") == []
+        assert column(db, "SELECT attempt FROM worker.job WHERE id = %s", job_id) == [1]
 
 
 @pytest.mark.usefixtures("restartable_db")

@@ -149,7 +149,7 @@ def test_many_jobs_of_a_coroutine_are_one_transaction(charge: Any, database: str
 class Stopping:
     """A dispatcher that gives up what it was to send."""
 
-    def send(self, jobs: object) -> Future[None]:
+    def send(self, jobs: object, sender: object = None) -> Future[None]:
         sent: Future[None] = Future()
         sent.cancel()
         return sent

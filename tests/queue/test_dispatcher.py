@@ -15,6 +15,7 @@ from tests.factories import backend_pid, column, scalar, terminate
 from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.waiting import wait_until
 from worker import clock
+from worker.errors import LeaseLost
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.history import History
 from worker.queue.identity import uuid7
@@ -384,3 +385,23 @@ def test_a_network_that_is_silent_costs_no_more_than_a_third_of_the_lease(
 
         [claimed] = feed.put_here
         assert dispatcher.settle(Settlement(claimed.id, claimed.token, Outcome.DONE)).result(WAIT)
+
+
+def test_a_run_that_has_lost_its_job_sends_nothing(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    """It may be any time behind: stopped and woken up, it goes on in the middle, before anybody has told it."""
+    insert_job()
+    feed = NotingFeed(limit=1)
+    with dispatching(database, feed) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        [claimed] = feed.put_here
+        db.execute("UPDATE worker.job SET token = token + 1")
+        for pid in column(db, "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'carpool %%'"
+                              " AND datname = current_database()"):  # fmt: skip
+            terminate(db, pid)
+
+        sent = dispatcher.send([a_job(actor="receipt")], claimed.proof)
+
+        assert isinstance(sent.exception(WAIT), LeaseLost)
+        assert column(db, "SELECT actor FROM worker.job") == ["charge"]

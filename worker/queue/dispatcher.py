@@ -95,6 +95,7 @@ class Dispatcher:
         self.reports = Reports()
         self._outstanding: dict[tuple[UUID, int], Claim] = {}
         self._unmarked: list[Claim] = []  # running by now, which the database was to be told when their row was locked
+        self._lost: set[tuple[UUID, int]] = set()
         self._claiming = True
         self._flow = Flow()
         self._marks = Marks()
@@ -155,14 +156,23 @@ class Dispatcher:
     def forget(self, claim: Claim) -> None:
         """This job was settled in its own transaction. Whoever frees its slot wakes."""
         self._outstanding.pop(claim.proof, None)
+        self._lost.discard(claim.proof)
         self.reports.forget(claim.proof)
 
-    def send(self, jobs: Sequence[NewJob]) -> Future[None]:
-        """Enqueue *jobs*, which must be plain, with the next group commit; durable when the future is done."""
+    def send(self, jobs: Sequence[NewJob], sender: tuple[UUID, int] | None = None) -> Future[None]:
+        """
+        Enqueue *jobs*, which must be plain, with the next group commit; durable when the future is done.
+
+        Of a *sender*, the proof of a run, nothing is enqueued when its lease is lost: the future has a `LeaseLost`.
+        """
         self._check_not_over()
-        sent = self._sends.add(jobs)
+        sent = self._sends.add(jobs, sender)
         self.wake()
         return sent
+
+    def has_lost(self, proof: tuple[UUID, int]) -> bool:
+        """Whether the job of this run, which goes on here, is another worker's by now."""
+        return proof in self._lost
 
     def submit(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
         """Run *work* on the reserved connection, in a transaction of its own. It must be short: everything waits."""
@@ -400,8 +410,8 @@ class Dispatcher:
         # What is due after those that are promoted, only the heartbeat knows.
         renewing = promoting or now >= self._renew_at
         taken = self._outcomes.take(last=self._stop_by is not None)
-        outcomes, sends = self._outcomes.write_special(conn, taken), self._sends.take()
-        new = [one for jobs, _ in sends for one in jobs]
+        outcomes, sends = self._outcomes.write_special(conn, taken), self._sends.take(self._lost)
+        new = [one for jobs, _, _ in sends for one in jobs]
         # What these make available is claimed behind them in the same trip.
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
         self._hungry |= any(one.settlement.makes_available for one in taken)
@@ -487,6 +497,7 @@ class Dispatcher:
 
     def _settled(self, settlement: Settlement, held: bool) -> None:
         self._outstanding.pop(settlement.proof, None)
+        self._lost.discard(settlement.proof)
         self.reports.forget(settlement.proof)
         if held and settlement.delay > 0 and settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
             self._next_due = min(self._next_due, clock.monotonic() + settlement.delay)
@@ -563,6 +574,7 @@ class Dispatcher:
         # What is about to be settled may have been settled already, in the exchange whose reply is missing.
         lost = [claim for claim in lost if claim.proof not in pending]
         if lost:
+            self._lost.update(claim.proof for claim in lost)
             self._feed.lost(lost)
 
     # Waiting

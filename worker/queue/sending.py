@@ -14,7 +14,7 @@ import psycopg
 import psycopg_pool
 from dramatiq.errors import BrokerConnectionError
 
-from worker.errors import SchemaError
+from worker.errors import LeaseLost, SchemaError
 from worker.pool import Pool, shield
 from worker.queue.binding import bound_connection
 from worker.queue.delivery import current
@@ -22,6 +22,7 @@ from worker.queue.dispatcher import Dispatcher
 from worker.queue.insertion import COPY_FROM, Standing, insert, insert_async
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
+from worker.queue.sends import SENT_IN_VAIN
 
 T = TypeVar("T")
 
@@ -108,9 +109,18 @@ async def _borrow_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
 
 
 def _dispatch(place: Place, dispatcher: Dispatcher, jobs: Sequence[NewJob]) -> Future[Any]:
+    """As part of the run that sends, if it is one: who has lost the job writes nothing, here neither."""
+    delivery = current.get()
+    sender = None if delivery is None else delivery.claim.proof
     if all(new.is_plain for new in jobs):
-        return dispatcher.send(jobs)  # one statement with the sends of others
-    return dispatcher.submit(lambda conn: insert(conn, place.schema, jobs))
+        return dispatcher.send(jobs, sender)  # one statement with the sends of others
+
+    def work(conn: psycopg.Connection[Any]) -> Standing:
+        if sender is not None and dispatcher.has_lost(sender):
+            raise LeaseLost(SENT_IN_VAIN)
+        return insert(conn, place.schema, jobs)
+
+    return dispatcher.submit(work)
 
 
 @contextmanager

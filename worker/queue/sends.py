@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
+from worker.errors import LeaseLost
 from worker.queue.insertion import insert
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 
-Send = tuple[Sequence[NewJob], "Future[None]"]
+Proof = tuple[UUID, int]
+Send = tuple[Sequence[NewJob], "Future[None]", "Proof | None"]
+
+SENT_IN_VAIN = "the job is another worker's by now: nothing was sent"
 
 
 class Sends:
@@ -26,24 +31,30 @@ class Sends:
     def __bool__(self) -> bool:
         return bool(self._pending)
 
-    def add(self, jobs: Sequence[NewJob]) -> Future[None]:
-        """Take *jobs* of one sender, plain ones; durable when the future is done."""
+    def add(self, jobs: Sequence[NewJob], sender: Proof | None = None) -> Future[None]:
+        """Take *jobs* of one sender, plain ones; durable when the future is done. *sender* is the run, if it is one."""
         sent: Future[None] = Future()
-        self._pending.append((jobs, sent))
+        self._pending.append((jobs, sent, sender))
         return sent
 
-    def take(self) -> list[Send]:
-        """Everything whose sender has not given up, to be confirmed, failed or written apart."""
-        return accepted(self._pending)
+    def take(self, lost: Container[Proof] = ()) -> list[Send]:
+        """Everything whose sender has not given up, nor is *lost*, to be confirmed, failed or written apart."""
+        taken = []
+        for send in accepted(self._pending):
+            if send[2] is not None and send[2] in lost:
+                send[1].set_exception(LeaseLost(SENT_IN_VAIN))
+            else:
+                taken.append(send)
+        return taken
 
     def confirm(self, batch: list[Send]) -> None:
         """Tell the senders of *batch* that it is durable."""
-        for _, sent in batch:
+        for _, sent, _ in batch:
             sent.set_result(None)
 
     def fail(self, batch: list[Send], exc: psycopg.Error) -> None:
         """A lost confirmation may hide a commit: the senders must hear that it is not known."""
-        for _, sent in batch:
+        for _, sent, _ in batch:
             sent.set_exception(exc)
 
     def write_apart(self, conn: psycopg.Connection[Any], batch: list[Send]) -> None:
@@ -53,7 +64,7 @@ class Sends:
         Raises:
             psycopg.Error: The connection broke; every sender has heard it.
         """
-        for position, (jobs, sent) in enumerate(batch):
+        for position, (jobs, sent, _) in enumerate(batch):
             try:
                 insert(conn, self._schema, jobs)
             except psycopg.Error as exc:
@@ -66,7 +77,7 @@ class Sends:
 
     def abandon(self) -> None:
         """Nobody writes any more."""
-        for _, sent in self._pending:
+        for _, sent, _ in self._pending:
             sent.cancel()
 
 
