@@ -52,9 +52,18 @@ def running_worker(
     grace: float = 5.0,
     lease: float = 10.0,
     stuck: float = 60.0,
+    direct_url: str = "",
 ) -> Iterator[RunningWorker]:
     """A worker that serves every queue of *broker* until the end of the block, and drains then."""
-    config = Config(database_url=database, pool_size=pool_size, slots=slots, grace=grace, lease=lease, stuck=stuck)
+    config = Config(
+        database_url=database,
+        direct_url=direct_url,
+        pool_size=pool_size,
+        slots=slots,
+        grace=grace,
+        lease=lease,
+        stuck=stuck,
+    )
     held = Lease(Schema(config.schema), duration=lease, slots=config.job_slots, pool_size=pool_size)
     stop = Stop()
     with ExitStack() as stack:

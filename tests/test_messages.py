@@ -109,9 +109,9 @@ SETTINGS: list[tuple[dict[str, str], dict[str, Any], str]] = [
     ({}, {"config": "FOLDER/typo.toml"},
      "sloths: there is no such setting, did you mean 'slots'? (FOLDER/typo.toml line 2)"),
     ({}, {"config": "FOLDER/unlike.toml"},
-     "colour: there is no such setting: there are database_url, schema, jobs, queues, pool_size, slots, processes,"
-     " grace, lease, stuck, max_jobs, max_memory, http, hygiene, async_mode, max_args, history_days, tick_days,"
-     " log_format, log_level (FOLDER/unlike.toml line 1)"),
+     "colour: there is no such setting: there are database_url, direct_url, schema, jobs, queues, pool_size, slots,"
+     " processes, grace, lease, stuck, max_jobs, max_memory, http, hygiene, async_mode, max_args, history_days,"
+     " tick_days, log_format, log_level (FOLDER/unlike.toml line 1)"),
     ({}, {"config": "FOLDER/wrong.toml"},
      "slots='many': expected a whole number from 1 to 100000 (FOLDER/wrong.toml line 1)"),
     ({"WORKER_SLOTS": "0"}, {"grace": "soon"},

@@ -116,6 +116,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "database_url": Setting(_database_url, "a connection string such as postgresql://user@host/name", is_secret=True),
+    "direct_url": Setting(_database_url, "a connection string that leads past the pooler", is_secret=True),
     "schema": Setting(_schema, "a lower-case name of letters, digits and _ (at most 50 characters)"),
     "jobs": Setting(_names, "names separated by commas"),
     "queues": Setting(_names, "names separated by commas"),
@@ -149,6 +150,7 @@ class Config:
 
     Args:
         database_url: Any libpq connection string; its password never appears in `repr`, logs or errors.
+        direct_url: The same database without the pooler through which *database_url* leads; "" when there is none.
         schema: Name of the schema that holds the tables.
         jobs: Modules to import; a package is imported with its modules.
         queues: Which queues to serve; every declared one when None.
@@ -178,6 +180,7 @@ class Config:
     """
 
     database_url: str = ""
+    direct_url: str = ""
     schema: str = "worker"
     jobs: tuple[str, ...] = ("jobs",)
     queues: tuple[str, ...] | None = None
@@ -223,6 +226,11 @@ class Config:
             yield f"slots={self.slots}: expected at least {self.processes}, one for each of processes={self.processes}"
 
     @property
+    def session_url(self) -> str:
+        """Where a session is one's own: what listens, holds a lease or migrates."""
+        return self.direct_url or self.database_url
+
+    @property
     def checkouts(self) -> int:
         """How many connections jobs may hold: the pool less the one that the runtime pins in each process."""
         return self.pool_size - self.processes
@@ -234,7 +242,9 @@ class Config:
 
     def __repr__(self) -> str:
         shown = ((f.name, getattr(self, f.name)) for f in fields(self))
-        parts = (f"{name}={redacted(value) if name == 'database_url' else value!r}" for name, value in shown)
+        parts = (
+            f"{name}={redacted(value) if name in ('database_url', 'direct_url') else value!r}" for name, value in shown
+        )
         return f"Config({', '.join(parts)})"
 
 

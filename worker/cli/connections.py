@@ -51,7 +51,7 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool, **overrides: A
     config = configured(**overrides)
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
-    answers = _ask(config.database_url, config.schema, timeout)
+    answers = _ask(config.session_url, config.schema, timeout)
     if as_json:
         click.echo(json.dumps(answers, indent=2))
     else:

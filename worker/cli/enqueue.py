@@ -158,7 +158,7 @@ def _send(broker: PostgresBroker, config: Config, message: Message[Any], delay: 
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
     schema = Schema(config.schema)
-    with connect(config.database_url, name="worker enqueue") as conn, bind(conn), broker.on(None, schema):
+    with connect(config.session_url, name="worker enqueue") as conn, bind(conn), broker.on(None, schema):
         schema.check(conn)
         return broker.enqueue(message, delay=delay)
 

@@ -232,7 +232,7 @@ def _jobs(chosen: dict[str, Any]) -> AbstractContextManager[Jobs]:
     @contextmanager
     def opened() -> Any:
         schema = Schema(config.schema)
-        with connect(config.database_url, name="worker jobs") as conn:
+        with connect(config.session_url, name="worker jobs") as conn:
             schema.check(conn)
             yield Jobs(conn, schema)
 

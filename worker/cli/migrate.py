@@ -27,7 +27,7 @@ def command(**overrides: Any) -> None:
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
     schema = Schema(config.schema)
-    applied = migrate(config.database_url, schema)
+    applied = migrate(config.session_url, schema)
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

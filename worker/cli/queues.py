@@ -141,7 +141,7 @@ def _queues(overrides: dict[str, Any]) -> Iterator[Queues]:
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
     schema = Schema(config.schema)
-    with connect(config.database_url, name="worker queues") as conn:
+    with connect(config.session_url, name="worker queues") as conn:
         schema.check(conn)
         yield Queues(conn, schema)
 

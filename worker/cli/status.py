@@ -48,7 +48,7 @@ def command(ctx: click.Context, /, probe: str | None, as_json: bool, **flags: An
         ctx.exit(_probe(config.http, probe))
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
-    status = _read(config.database_url, config.schema)
+    status = _read(config.session_url, config.schema)
     if as_json:
         click.echo(json.dumps(status, indent=2))
     else:

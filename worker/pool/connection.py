@@ -46,6 +46,8 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         self.standard: Any = None
         """The `Standard` to which it is to come back."""
         self.idle_since = clock.monotonic()
+        self.is_pooled = False
+        """Whether a pooler lends it a session for a transaction at a time."""
         self.answered_at = float("-inf")
         """When it was asked last, and answered."""
         self.num_begun = 0

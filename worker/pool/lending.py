@@ -390,7 +390,7 @@ class Lending(Supply):
             return
         self._looked_at = now
         out = [checkout.conn for checkout in self.checkouts()]
-        waiting = {one.server_pid: one for one in out if one is not None and one.is_busy}
+        waiting = {one.server_pid: one for one in out if one is not None and one.is_busy and not one.is_pooled}
         rows = conn.execute(_READ_STATES, [[*waiting, conn.info.backend_pid]]).fetchall() if waiting else []
         states = {pid: (state, since) for pid, state, since in rows}
         if conn.info.backend_pid not in states:

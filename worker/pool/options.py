@@ -68,6 +68,8 @@ class PoolOptions:
 
     Args:
         conninfo: Any libpq connection string.
+        direct: The same database without the pooler through which *conninfo* leads, for the runtime's own session; None
+            when there is no pooler. With one, a session is lent for a transaction at a time: nothing is prepared in it.
         application_name: What `pg_stat_activity` shows; also how a dead worker's sessions are found. That of
             *conninfo*, or else "carpool", when None.
         max_size: The most sessions that exist at any time.
@@ -91,6 +93,7 @@ class PoolOptions:
     """
 
     conninfo: str
+    direct: str | None = None
     application_name: str | None = None
     max_size: int = 20
     min_size: int = 1
@@ -118,6 +121,7 @@ class PoolOptions:
         """The options that *config* sets, each replaced by its keyword if given."""
         settings: dict[str, Any] = {
             "conninfo": config.database_url,
+            "direct": config.direct_url or None,
             "max_size": config.pool_size,
             "hygiene": HygieneMode(config.hygiene),
             "async_mode": AsyncMode(config.async_mode),
@@ -130,16 +134,25 @@ class PoolOptions:
 
         What the string says wins over the defaults, and what the options say wins over the string.
         """
+        pooled = {} if self.direct is None else {"prepare_threshold": None}
+        return self._options_of(self.conninfo, pooled)
+
+    def direct_options(self) -> ConnectOptions | None:
+        """The same for the runtime's own session; None when that leads where all do."""
+        return None if self.direct is None else self._options_of(self.direct, {})
+
+    def _options_of(self, conninfo: str, more: dict[str, Any]) -> ConnectOptions:
         parameters: dict[str, Any] = {
             "application_name": _APPLICATION_NAME, "connect_timeout": _whole_seconds(_CONNECT_TIMEOUT), **_KEEPALIVES,
+            **more,
         }  # fmt: skip
-        for name in parameters.keys() & parsed(self.conninfo).keys():
+        for name in parameters.keys() & parsed(conninfo).keys():
             del parameters[name]
         if self.application_name is not None:
             parameters["application_name"] = self.application_name
         if self.connect_timeout is not None:
             parameters["connect_timeout"] = _whole_seconds(self.connect_timeout)
-        return ConnectOptions(self.conninfo, parameters)
+        return ConnectOptions(conninfo, parameters)
 
     def __repr__(self) -> str:
         return f"PoolOptions({redacted(self.conninfo)!r}, {self.min_size}..{self.max_size})"
@@ -173,6 +186,8 @@ def _unknown(parameters: object) -> Iterator[str]:
 
 def _mistakes(options: PoolOptions) -> Iterator[str]:
     yield from _unreadable(options.conninfo)
+    if options.direct is not None:
+        yield from _unreadable(options.direct)
     for name, expected, works in _ALLOWED:
         value = getattr(options, name)
         if not works(value):

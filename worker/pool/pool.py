@@ -157,7 +157,7 @@ class Pool(Lending):
             psycopg.OperationalError: The database is out of reach.
         """
         self._wait_for_last_pin()
-        conn = self._take_out() or self._connect()
+        conn = (self._take_out() if self.options.direct is None else None) or self._connect_directly()
         conn._pool = None
         try:
             conn.autocommit = True

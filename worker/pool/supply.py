@@ -152,16 +152,29 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
 
     def _connect(self, timeout: float | None = None) -> Connection:
         conn = super()._connect(timeout)
+        conn.is_pooled = self.options.direct is not None
+        self._complete(conn)
+        return conn
+
+    def _connect_directly(self) -> Connection:
+        """A session past the pooler, if there is one."""
+        if (options := self.options.direct_options()) is None:
+            return self._connect()
+        conn = Connection.connect(options.conninfo, **options.parameters)
+        self._complete(conn)
+        return conn
+
+    def _complete(self, conn: Connection) -> None:
         self._sessions.add(conn)
         try:
             conn.server_pid = conn.info.backend_pid
-            _set_up(conn)
+            if not conn.is_pooled:  # else it is the next one's too
+                _set_up(conn)
             self._call_after_connect(conn)
             self.hygiene.remember(conn)
         except BaseException:
             self._give_up(conn)
             raise
-        return conn
 
     def _call_after_connect(self, conn: Connection) -> None:
         if (hook := self.options.after_connect) is None:

@@ -54,8 +54,7 @@ class JobTransaction:
             return
         self._check_open()
         begin = self._begin_if_not_begun()
-        self._prepare()
-        end = f"{begin}{_LIMITS}; EXECUTE {_FINISH} ('{settlement.id}', {settlement.token:d}); {_COMMIT}"
+        end = f"{begin}{_LIMITS}; {self._finish(settlement)}; {_COMMIT}"
         try:
             self._conn.command(end.encode())
         except psycopg.errors.InvalidTextRepresentation as exc:
@@ -110,6 +109,15 @@ class JobTransaction:
             raise TransactionEnded(
                 "the job ended its own transaction or closed its connection: leave both to the worker"
             )
+
+    def _finish(self, settlement: Settlement) -> str:
+        """The statement that settles the job, or fails if that is another delivery's by now."""
+        job_id, token = settlement.id, int(settlement.token)
+        if self._conn.is_pooled:
+            # What is prepared would stay in a session that is the next one's, and be missing in the next.
+            return self._schema.render(FINISH_JOB) % {"id": f"'{job_id}'::uuid", "token": f"{token}::bigint"}
+        self._prepare()
+        return f"EXECUTE {_FINISH} ('{job_id}', {token})"
 
     def _prepare(self) -> None:
         """

@@ -65,7 +65,7 @@ class Patient(NamedTuple):
         return self.conn.execute(self.schema.render(statement).encode(), parameters or None).fetchall()
 
     def another(self) -> psycopg.Connection:
-        return connect(self.config.database_url, name="worker doctor")
+        return connect(self.config.session_url, name="worker doctor")
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -76,13 +76,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
     schema = Schema(config.schema)
     started = clock.monotonic()
     try:
-        conn = connect(config.database_url, name="worker doctor")
+        conn = connect(config.session_url, name="worker doctor")
     except DatabaseUnavailable as exc:
         remedy = "check host, port, user and password, and that the server lets this machine in (pg_hba.conf)"
         yield Finding("database", "fail", " ".join(str(exc).split()), remedy)
         return
     took = (clock.monotonic() - started) * 1000
-    yield Finding("database", "ok", f"{redacted(config.database_url)} answers in {took:.0f} ms")
+    yield Finding("database", "ok", f"{redacted(config.session_url)} answers in {took:.0f} ms")
     with conn:
         patient = Patient(conn, config, schema)
         for check in (look_at_version, look_at_pooler, look_at_listen, look_at_clock):
@@ -144,15 +144,26 @@ def look_at_version(patient: Patient) -> Finding:
 def look_at_pooler(patient: Patient) -> Finding:
     """A pooler makes up the number of the session; in transaction mode it lends one server session to two clients."""
     (mine,) = patient.ask(READ_BACKEND)
+    if mine == patient.conn.info.backend_pid and patient.config.direct_url:
+        return _look_through_pooler(patient.config.database_url)
     if mine == patient.conn.info.backend_pid:
         return Finding("pooler", "ok", "none between here and the server")
     with patient.another() as other, other.transaction():
         (others,) = other.execute(READ_BACKEND).fetchone() or (None,)
-    remedy = "give workers a URL that leads to the server itself; applications may keep the pooler for sending"
+    remedy = "set WORKER_DIRECT_URL, for the runtime's own session, to a URL that leads to the server itself"
     if others == mine:
         says = "a pooler in transaction mode, through which no session can listen, hold a lease or be closed properly"
         return Finding("pooler", "fail", says, remedy)
     return Finding("pooler", "warn", "a pooler: how many sessions exist, and when they end, is its decision", remedy)
+
+
+def _look_through_pooler(url: str) -> Finding:
+    """WORKER_DIRECT_URL leads to the server itself; jobs take the other way."""
+    try:
+        connect(url, name="worker doctor").close()
+    except DatabaseUnavailable as exc:
+        return Finding("pooler", "fail", " ".join(str(exc).split()), "correct WORKER_DATABASE_URL, which jobs use")
+    return Finding("pooler", "ok", f"jobs use {redacted(url)}, the runtime's own session leads to the server itself")
 
 
 def look_at_listen(patient: Patient) -> Finding:

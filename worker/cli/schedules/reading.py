@@ -84,7 +84,7 @@ def opened(config: Config, *, name: str = "worker schedules") -> Iterator[Schedu
     if not config.database_url:
         raise ConfigError(NO_DATABASE)
     schema, broker = Schema(config.schema), get_broker()
-    with connect(config.database_url, name=name) as conn:
+    with connect(config.session_url, name=name) as conn:
         schema.check(conn)
         if isinstance(broker, PostgresBroker):
             # What is sent goes through our connection, into the schema that was asked for.
