@@ -25,7 +25,7 @@ import psycopg
 
 import worker
 from tests.bench import machine, stores
-from tests.bench.peer import Places
+from tests.bench.peer import SLOTS, Places
 from tests.bench.peers.carpool import Carpool
 from tests.bench.results import OURS
 from tests.bench.server import count_statements, cpu_seconds, own_seconds, process_cpu_seconds, statements
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
     options = parser.parse_args()
     sizes = sorted({int(size) for size in options.workers.split(",")}, reverse=True)
-    settings = {"max_connections": str(100 + 3 * sizes[0]), "session_preload_libraries": "auto_explain"}
+    settings = {"max_connections": str(100 + (SLOTS + 1) * sizes[0]), "session_preload_libraries": "auto_explain"}
     with ExitStack() as stack:
         server = stack.enter_context(stores.postgres(**settings))
         admin = stack.enter_context(psycopg.connect(server.url, autocommit=True))
