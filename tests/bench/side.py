@@ -93,7 +93,7 @@ def awaited(peer: Peer, work: str, number: int) -> list[float]:
 
 def idled(peer: Peer, work: str, number: int) -> dict[str, float]:
     with psycopg.connect(peer.places.postgres, autocommit=True) as db:
-        counted = count_statements(db)
+        counted = peer.store == "Postgres" and count_statements(db)
         peer.prepare()
         with peer.working(work):
             time.sleep(_SETTLED)
