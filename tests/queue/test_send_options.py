@@ -139,6 +139,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"unique": 7}, r"unique=7: expected a key, a worker\.Unique, or True"),
     ({"unique": Unique(on_conflict="debounce")}, r"'debounce' waits for a pause: give it by delay= or at="),
     ({"timeout": 0}, r"timeout=0: expected more than 0 seconds"),
+    ({"max_retries": "3"}, r"max_retries='3': expected a whole number, 0 or more, or None"),
+    ({"min_backoff": "soon"}, r"min_backoff='soon': expected a number of milliseconds, 0 or more, or None"),
+    ({"max_age": -1}, r"max_age=-1: expected a number of milliseconds"),
     ({"prioritty": 5}, r"option 'prioritty' is unknown: did you mean 'priority'\?"),
     ({"max_retry": 5}, r"option 'max_retry' is unknown: did you mean 'max_retries'\?"),
 ]
@@ -173,3 +176,10 @@ def test_a_unique_that_cannot_work_is_refused_where_it_is_made(options: dict[str
 def test_something_else_than_a_connection_is_refused_by_name(charge: Any) -> None:
     with pytest.raises(TypeError, match=r"job 'charge': connection= takes a psycopg\.Connection .*, not builtins\.str"):
         charge.send_with_options(args=(42,), connection="postgresql://")
+
+
+def test_a_number_of_a_declaration_that_is_none_is_refused(broker: PostgresBroker) -> None:
+    with pytest.raises(ArgumentError, match=r"^job 'charge': max_backoff='1 h': expected a number of milliseconds"):
+
+        @job(broker=broker, max_backoff="1 h")
+        def charge() -> None: ...

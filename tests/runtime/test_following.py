@@ -56,6 +56,39 @@ def test_a_pipeline_hands_each_result_to_the_next(
     until_noted(db, "12")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("on_success", "nobody", "ActorNotFound: nobody"), ("pipe_target", {"queue_name": "default"}, "TypeError: ")],
+)
+def test_a_job_whose_next_step_cannot_be_made_is_dead_and_leaves_nothing(
+    worker: RunningWorker, broker: PostgresBroker, db: psycopg.Connection, option: str, value: Any, said: str
+) -> None:
+    """It may have been sent by a service that knows more actors, or by hand."""
+
+    @job(broker=broker)
+    def write(conn: Connection) -> None:
+        conn.execute("INSERT INTO note VALUES ('a')")
+
+    message = write.send_with_options(**{option: value})
+
+    assert outcome(db, message) == "dead"
+    assert said in error(db, message)
+    assert column(db, NOTES) == []
+
+
+def test_a_failing_job_is_retried_although_nobody_knows_its_on_failure(
+    worker: RunningWorker, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    @job(broker=broker, max_retries=1, min_backoff=1, max_backoff=1)
+    def fail() -> None:
+        raise ValueError("its own reason")
+
+    message = fail.send_with_options(on_failure="nobody")
+
+    assert (outcome(db, message), "its own reason" in error(db, message)) == ("dead", True)
+    assert column(db, "SELECT attempt FROM worker.job_dead") == [2]
+
+
 def test_a_pipeline_of_plain_actors_runs(worker: RunningWorker, broker: PostgresBroker, db: psycopg.Connection) -> None:
     seen: list[int] = []
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
+import dramatiq
 import psycopg
 import pytest
 from click.testing import CliRunner
 
 from tests.factories import column, scalar
-from tests.running import attempts, outcome, row_id, waiting_row
+from tests.running import attempts, error, outcome, row_id, waiting_row
 from worker import ArgumentError, Context, PostgresBroker, Retry, Snooze, job
 from worker.cli import main
 
@@ -143,7 +145,7 @@ def test_the_errors_of_earlier_attempts_are_kept(broker: PostgresBroker, databas
     assert found["error"].endswith("ValueError: no 3\n")
 
 
-def test_only_the_newest_errors_are_kept_and_only_their_ends(broker: PostgresBroker, db: psycopg.Connection) -> None:
+def test_only_the_newest_errors_are_kept_without_their_middle(broker: PostgresBroker, db: psycopg.Connection) -> None:
     @job(broker=broker, max_retries=13, min_backoff=1, max_backoff=1)
     def charge(ctx: Context) -> None:
         raise ValueError("x" * 5000 + f" {ctx.attempt}")
@@ -154,3 +156,31 @@ def test_only_the_newest_errors_are_kept_and_only_their_ends(broker: PostgresBro
     kept = scalar(db, "SELECT options -> 'errors' FROM worker.job_dead WHERE id = %s", row_id(message))
     assert [each["attempt"] for each in kept] == list(range(4, 14))
     assert max(len(each["error"]) for each in kept) == 1000
+    for each in kept:
+        assert each["error"].startswith("Traceback (most recent call last):\n")
+        assert "in charge\n" in each["error"]
+        assert each["error"].endswith(f" {each['attempt']}\n")
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "actor"])
+def test_an_error_is_told_from_the_jobs_own_code_on(broker: PostgresBroker, db: psycopg.Connection, kind: str) -> None:
+    """A frame of the machinery says nothing to the job's author."""
+
+    @job(broker=broker, name="plain", max_retries=0)
+    def plain() -> None:
+        raise ValueError("no")
+
+    @job(broker=broker, name="coroutine", max_retries=0)
+    async def coroutine() -> None:
+        raise ValueError("no")
+
+    @dramatiq.actor(broker=broker, actor_name="actor", max_retries=0)
+    def actor() -> None:
+        raise ValueError("no")
+
+    message = broker.get_actor(kind).send()
+    outcome(db, message)
+
+    lines = error(db, message).splitlines()
+    assert re.fullmatch(rf'  File ".*test_retries.py", line \d+, in {kind}', lines[1])
+    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "ValueError: no")

@@ -56,6 +56,7 @@ def declare(broker: PostgresBroker) -> dict[str, Any]:
 
 
 EVERY_WAY = sorted(declare(PostgresBroker(schema="worker")))
+IN_COROUTINES = ["in_await", "in_its_transaction_async"]
 IN_SQL = [name for name in EVERY_WAY if "_its_" in f"_{name}_"]
 
 
@@ -69,7 +70,9 @@ def test_a_job_ends_at_its_timeout(jobs: dict[str, Any], db: psycopg.Connection,
     message = jobs[name].send()
 
     assert outcome(db, message) == "dead"
-    assert "TimeLimitExceeded" in error(db, message)
+    said = error(db, message)
+    assert said.strip().endswith("TimeLimitExceeded: it ran longer than its timeout of 1 s")
+    assert (f"in {name}\n" in said) is (name not in IN_COROUTINES), "where it was"
     assert scalar(db, RUNS) < 2
 
 

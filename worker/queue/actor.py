@@ -22,7 +22,7 @@ from worker.queue.delivery import current
 from worker.queue.identity import uuid7
 from worker.queue.limit import Limit
 from worker.queue.rate import Rate
-from worker.queue.send_options import check_delay, milliseconds, prepare, read_unique
+from worker.queue.send_options import check_delay, check_numbers, milliseconds, prepare, read_unique
 from worker.queue.sent import Sent
 from worker.queue.signature import Signature
 from worker.queue.unique import Unique
@@ -66,6 +66,7 @@ class Job(Actor[P, R]):
         self.rate = rate
         if rate is not None:
             rate.check(actor_name, self.signature.parameters, limit)
+        check_numbers(actor_name, rest.get("options", {}))
         self.body = fn
         self.unique = read_unique(actor_name, unique)
         self.former_names = tuple(former_names)

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import dramatiq.broker
 import psycopg
 import psycopg_pool
-from dramatiq import Actor, Broker, Consumer, Message, Middleware
+from dramatiq import Actor, Broker, Consumer, Message, Middleware, middleware
 from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import GroupCallbacks, default_middleware
-from dramatiq.middleware import Retries as DramatiqRetries
 from dramatiq.results import Results
 
 from worker import log, tracing
@@ -30,6 +29,7 @@ from worker.queue.consumer import ConsumerFeed
 from worker.queue.delivery import Delivery, current, describe
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.enqueue import encode
+from worker.queue.following import Callbacks, Pipelines
 from worker.queue.history import History
 from worker.queue.insertion import Standing
 from worker.queue.lease import Lease, application_name
@@ -48,6 +48,11 @@ logger = log.get_logger(__name__)
 
 T = TypeVar("T")
 
+_OURS: dict[type[Middleware], type[Middleware]] = {
+    middleware.Callbacks: Callbacks,
+    middleware.Pipelines: Pipelines,
+    middleware.Retries: Retries,
+}
 _JOIN_INTERVAL = 0.02
 _STATES = ["available", "held", "throttled", "scheduled", "running"]
 
@@ -446,8 +451,8 @@ def postgres_broker() -> PostgresBroker:
 
 
 def _default_middleware() -> list[Middleware]:
-    """Dramatiq's own, but with our retries."""
-    return [Retries() if make is DramatiqRetries else make() for make in default_middleware]
+    """Dramatiq's own, but with our kinds of some of them."""
+    return [_OURS.get(make, make)() for make in default_middleware]
 
 
 def _sending(messages: list[Message[Any]], *, batch: bool) -> AbstractContextManager[Sequence[Message[Any]]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+import dramatiq
 import psycopg
 from dramatiq import Actor, Message, MessageProxy
 from dramatiq.common import compute_backoff
-from dramatiq.middleware import Interrupt, Shutdown
+from dramatiq.middleware import Interrupt, Shutdown, TimeLimitExceeded
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from worker import tracing
@@ -24,6 +27,9 @@ from worker.queue.new_job import NewJob
 from worker.queue.scope import Scope
 from worker.queue.settlement import Settlement
 from worker.queue.stop_reason import StopReason
+
+# Between the thread that runs a job and the job's own code, in a traceback.
+_MACHINERY = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(dramatiq.__file__).parent))
 
 _making = threading.Lock()
 current: ContextVar[Delivery | None] = ContextVar("delivery", default=None)
@@ -236,7 +242,12 @@ def _is_disconnection(exception: BaseException) -> bool:
 
 
 def describe(exception: BaseException) -> str:
-    """*exception* with its traceback, as it is kept with the job."""
-    if isinstance(exception, Interrupt):
+    """*exception* with its traceback from the job's own code on, as it is kept with the job."""
+    trace = exception.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_MACHINERY):
+        trace = trace.tb_next
+    # Where a job was when its time ran out is worth knowing; a coroutine has left by then.
+    if isinstance(exception, Interrupt) and (trace is None or not isinstance(exception, TimeLimitExceeded)):
         return f"{type(exception).__name__}: {exception}"
-    return "".join(traceback.format_exception(exception, limit=-20))
+    # What has no code of the job's was met by the machinery itself.
+    return "".join(traceback.format_exception(type(exception), exception, trace or exception.__traceback__, limit=-20))

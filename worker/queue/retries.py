@@ -52,6 +52,6 @@ def _remember(delivery: Delivery, exception: BaseException) -> None:
     error = {
         "attempt": delivery.claim.attempt,
         "at": clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "error": storable(describe(exception))[-_MAX_LENGTH:],
+        "error": storable(describe(exception), _MAX_LENGTH),
     }
     delivery.options["errors"] = [*delivery.options.get("errors", []), error][-_MAX_ERRORS:]

@@ -19,6 +19,7 @@ _MAX_TAGS = 20
 # Become columns of the job's row or rows beside it, instead of options that a run is told.
 OF_THE_ROW = ("eta", "priority", "tags", "unique")
 _OURS = ("args", "kwargs", "delay", "at", "priority", "tags", "unique", "connection", "timeout")
+_NUMBERS = {"max_retries", "min_backoff", "max_backoff", "max_age", "time_limit", "result_ttl"}
 # What Dramatiq's parts tell each other, and a schedule its jobs.
 _OF_MESSAGES = (
     "schedule",
@@ -44,6 +45,7 @@ def prepare(actor: str, options: Mapping[str, Any], known: Collection[str]) -> d
     for name in options:
         if name not in known and name not in _OURS and name not in _OF_MESSAGES:
             raise ArgumentError(f"job {actor!r}: option {name!r} is unknown{_nearest(name, {*known, *_OURS})}")
+    check_numbers(actor, options)
     prepared = {name: value for name, value in options.items() if name not in _OURS}
     if (delay := options.get("delay")) is not None:
         check_delay(actor, delay)
@@ -60,6 +62,21 @@ def prepare(actor: str, options: Mapping[str, Any], known: Collection[str]) -> d
         chosen = read_unique(actor, unique)
         prepared["unique"] = chosen.as_options if chosen else False
     return prepared
+
+
+def check_numbers(actor: str, options: Mapping[str, Any]) -> None:
+    """
+    Refuse numbers of Dramatiq's middleware that are none, of a send or a declaration: else each run would meet them.
+
+    Raises:
+        ArgumentError: Says which and what was expected.
+    """
+    for name in _NUMBERS & options.keys():
+        value = options[name]
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
+            continue
+        expected = "a whole number" if name == "max_retries" else "a number of milliseconds"
+        raise ArgumentError(f"job {actor!r}: {name}={value!r}: expected {expected}, 0 or more, or None")
 
 
 def milliseconds(delay: timedelta | float | None) -> Any:

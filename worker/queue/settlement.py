@@ -15,7 +15,8 @@ from worker.queue.new_job import NewJob, columns
 from worker.queue.schema import Schema
 from worker.queue.statements import FINISH_JOBS, SETTLE_JOBS
 
-# The tail of a traceback says what went wrong; a row that is rewritten at each attempt should not carry all of it.
+# The beginning of a traceback says where, its end what went wrong; a row that is rewritten at each attempt should not
+# carry all of it.
 _ERROR_LENGTH = 4000
 # Why a job is dead that somebody has cancelled.
 CANCELLED = "cancelled"
@@ -134,6 +135,10 @@ def _order(settlement: Settlement) -> tuple[int, int]:
     return settlement.id.int, settlement.token  # numbers compare faster than UUIDs
 
 
-def storable(error: str) -> str:
-    """*error* as Postgres can store it: its tail, without NULs or lone surrogates."""
-    return error[-_ERROR_LENGTH:].replace("\0", "\ufffd").encode(errors="replace").decode()
+def storable(error: str, length: int = _ERROR_LENGTH) -> str:
+    """*error* as Postgres can store it: without its middle beyond *length*, without NULs or lone surrogates."""
+    if len(error) > length:
+        left_out = f"\n[... {len(error) - length:,} characters ...]\n"
+        half = length // 2
+        error = error[:half] + left_out + error[len(left_out) + half - length :]
+    return error.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -188,6 +188,13 @@ def time_limit(delivery: Delivery) -> float | None:
 
 def as_interrupted(ending: Ending, guard: Guard) -> Ending:
     """*ending* as the interrupt that caused it: the body may have met only the cancelled statement."""
+    ending = _as_interrupted(ending, guard)
+    if isinstance(ending.error, TimeLimitExceeded) and not ending.error.args:
+        ending.error.args = (f"it ran longer than its timeout of {time_limit(guard.delivery):g} s",)
+    return ending
+
+
+def _as_interrupted(ending: Ending, guard: Guard) -> Ending:
     if guard.reason is None or ending.error is None or isinstance(ending.error, Interrupt):
         return ending
     if not isinstance(ending.error, psycopg.errors.QueryCanceled):
