@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -405,6 +405,18 @@ def test_checkouts_tell_job_age_place_and_statement(single: Pool) -> None:
     assert 0 <= checkout.age < 5
     assert checkout.taken_at.startswith("test_leaks.py:")
     assert checkout.last_statement == "SELECT 'the last statement'"
+    single.release(conn)
+
+
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+def test_a_statement_is_shown_so_that_it_can_be_stored(single: Pool, odd: str) -> None:
+    conn = single.acquire()
+    with suppress(UnicodeEncodeError):
+        conn.execute(f"SELECT 1 -- {odd}")
+
+    shown = single.checkouts()[0].last_statement
+
+    assert shown == "SELECT 1 -- \ufffd"
     single.release(conn)
 
 

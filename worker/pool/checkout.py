@@ -130,7 +130,9 @@ class Checkout:
         except Exception as exc:
             # Whatever its user has put together: what is shown of a leak must not keep it from being ended.
             text = f"<cannot be shown: {type(exc).__name__}>"
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        # Nor must what no text may hold keep it from being told to the database: a NUL, half a character.
+        shown = "".join(character if character.isprintable() else "\ufffd" for character in text[:_SHOWN])
+        return shown if len(text) <= _SHOWN else f"{shown}..."
 
     @property
     def is_looped(self) -> bool:
