@@ -16,6 +16,7 @@ from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.waiting import wait_until
 from worker import clock
 from worker.errors import LeaseLost
+from worker.queue.claim import Claim
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.history import History
 from worker.queue.identity import uuid7
@@ -270,6 +271,26 @@ def test_a_worker_declared_dead_by_mistake_is_back_with_its_next_heartbeat(
             return column(db, "SELECT id FROM worker.worker")
 
         assert wait_until(registered, WAIT, "the worker's row") == [dispatcher.lease.worker_id]
+
+
+def test_jobs_may_end_while_a_heartbeat_is_put_together(database: str, insert_job: InsertJob) -> None:
+    """In their own transactions, on threads of theirs."""
+
+    class Ending(Claim):
+        @property
+        def holder(self) -> str:
+            dispatcher.forget(self)
+            return super().holder
+
+    feed = NotingFeed(limit=2)
+    with dispatching(database, feed) as dispatcher:
+        insert_job(), insert_job()
+        wait_until(lambda: len(feed.put_here) == 2, WAIT, "the claims")
+        dispatcher._outstanding.update((claim.proof, Ending(*claim)) for claim in feed.put_here)
+
+        wait_until(lambda: not dispatcher.num_outstanding, WAIT, "the heartbeat")
+
+        dispatcher.send([a_job()]).result(WAIT)
 
 
 def test_a_worker_that_stopped_has_no_row(database: str, db: psycopg.Connection) -> None:

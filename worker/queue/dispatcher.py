@@ -439,7 +439,7 @@ class Dispatcher:
             renewing=renewing,
             served=served,
             flow=self._flow,
-            last_words=last_words(self._pool, self._outstanding.values()) if renewing else LastWords(),
+            last_words=last_words(self._pool, list(self._outstanding.values())) if renewing else LastWords(),
             said=said,
             marks=self._marks,
             search=self._marks.search(flowing, moving=bool(rooms) or renewing) if searching else None,
