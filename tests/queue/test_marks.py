@@ -431,6 +431,15 @@ def test_a_full_look_is_rarer_the_dearer_it_is_and_the_more_share_it_but_never_r
     assert waits == pytest.approx([0.0, 0.2, 1.6, 30.0])
 
 
+def test_however_cheap_a_full_look_is_an_idle_worker_makes_one_in_a_second(passes: Passes, time: Clock) -> None:
+    assert passes.marks.again_at - time.seconds == pytest.approx(1.0)
+
+    time.advance(1.0)
+    passes.look(0)
+
+    assert passes.marks.again_at - time.seconds == pytest.approx(1.0)
+
+
 def test_a_heartbeat_that_looks_at_all_and_comes_near_to_its_timeout_is_put_off(time: Clock) -> None:
     ration = Ration(too_long=1.0)
 

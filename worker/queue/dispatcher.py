@@ -99,7 +99,7 @@ class Dispatcher:
         self._claiming = True
         self._flow = Flow()
         self._marks = Marks()
-        self._full_looks = Ration(_TOO_LONG)
+        self._full_looks = Ration(too_long=_TOO_LONG)
         self._num_workers = 1
         self._watch = HorizonWatch()
         self._left_held = self._left_throttled = False
@@ -333,7 +333,7 @@ class Dispatcher:
         self._flow = self.lease.register(conn, self._feed.rooms())
         self._reconcile(conn)
         if not self._marks.are_used:
-            self._full_looks = Ration(_TOO_LONG)
+            self._full_looks = Ration(too_long=_TOO_LONG)
         self._marks.forget()
         # The last session may have been lost over its house-keeping: without today's partition no job can be done.
         self._renew_at = self._keep_house_at = 0.0

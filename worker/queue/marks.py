@@ -38,7 +38,9 @@ _LATE = 1.0
 _PRESENT = 6.0
 # A mark follows the claims in such steps: seconds.
 _STEP = 0.1
-# A full look takes about so many seconds at a time, and goes through no fewer seconds of ranks ...
+# A full look comes no sooner than so many seconds after another, however cheap: an idle worker makes it too.
+_SOONEST = 1.0
+# It takes about so many seconds at a time, and goes through no fewer seconds of ranks ...
 _SLICE = 0.2
 _NARROWEST = 10.0
 # ... down to so many seconds ago, where slices end: the last one has all that is older.
@@ -111,7 +113,7 @@ class Marks:
         """The same for scheduled jobs: none of them was due before this, in seconds since 1970."""
         self._marks: dict[str, Mark] = {}
         self._served: tuple[list[str], list[str]] = ([], [])
-        self._full = Ration()
+        self._full = Ration(soonest=_SOONEST)
         self._step_at = 0.0
         # A full look goes down from the marks in slices, as wide as can be looked at in a moment: mostly one is all.
         self._width = self._first_width = float("inf")

@@ -17,10 +17,12 @@ class Ration:
     """
     When something may be done again, by what it cost the last time: a twentieth of the fleet's time goes into it.
 
-    While it costs next to nothing it may always be done; and each 30 s as long as it does not take *too_long* seconds.
+    While it costs next to nothing it may always be done, if *soonest* seconds have passed; and each 30 s as long as it
+    does not take *too_long* seconds.
     """
 
-    def __init__(self, too_long: float = float("inf")) -> None:
+    def __init__(self, *, soonest: float = 0.0, too_long: float = float("inf")) -> None:
+        self._soonest = soonest
         self._too_long = too_long
         self.again_at = 0.0
         """When it may be done again, monotonic."""
@@ -38,7 +40,7 @@ class Ration:
         """It was done just now, and took so many seconds; *sharers* do it, each as often as this one."""
         self._done_at, self._took = clock.monotonic(), took
         wait = _PUT_OFF if took >= self._too_long else min(_LATEST, took / _SHARE * max(1, sharers))
-        self.again_at = self._done_at + wait
+        self.again_at = self._done_at + max(self._soonest, wait)
 
     def hurry(self) -> None:
         """Do it sooner: there is something to be found."""
