@@ -100,3 +100,22 @@ def test_what_no_thread_has_begun_is_taken_back(threads: JobThreads, start: Star
 
     assert threads.take_back() == [print]  # type: ignore[comparison-overlap]
     enough.set()
+
+
+def test_one_that_stands_by_joins_in_where_short_jobs_wait_rather_than_compute(
+    threads: JobThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round trip to the database takes a fraction of a millisecond, in which nine others could be under way."""
+    now, computed = 0.0, 0.0
+    monkeypatch.setattr("worker.runtime.job_threads.clock.monotonic", lambda: now)
+    monkeypatch.setattr("worker.runtime.job_threads.time.process_time", lambda: computed)
+    threads._look()
+
+    threads._num_taken, now = 5, 0.002
+    assert not threads._are_quick()
+
+    computed = 0.0018
+    assert threads._are_quick()
+
+    threads._num_taken = 1
+    assert not threads._are_quick()

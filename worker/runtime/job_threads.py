@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ logger = log.get_logger(__name__)
 
 # How long a thread that is not needed waits before it looks again whether the others still come along.
 _LOOK_AGAIN = 0.002
+# Whose jobs leave the interpreter alone for more of the time wait for something else, and others can run meanwhile.
+_BUSY = 0.5
 
 
 class JobThreads:
@@ -34,7 +37,8 @@ class JobThreads:
         self._waiting: deque[Claim] = deque()
         self._asleep: list[threading.Lock] = []  # what each thread sleeps on; the last to fall asleep is woken first
         self._stands_by = False  # a thread that was woken, and has taken nothing yet
-        self._num_taken = self._num_seen = 0  # all in all, and when the one that stands by looked last
+        self._num_taken = 0
+        self._seen = (0, 0.0, 0.0)  # that number, the time and our CPU time, when the one that stands by looked last
         self._stopped = False
         self._idents: set[int] = set()
         self._threads = [threading.Thread(target=self._run, name=f"job-{n}", daemon=True) for n in range(1, count + 1)]
@@ -96,13 +100,13 @@ class JobThreads:
         """
         The next job, slept for if need be; None at the end.
 
-        One that was woken lets the others go on while they have taken several jobs meanwhile: they are quick, and it
-        would only take turns with them. It stands by, in case one of them is held up.
+        One that was woken lets the others go on while they are quick: it would only take turns with them. It stands
+        by, in case one of them is held up.
         """
         woken = False
         while True:
             with self._lock:
-                if self._waiting and not (woken and self._num_taken > self._num_seen + 1):
+                if self._waiting and not (woken and self._are_quick()):
                     if woken:
                         self._stands_by = False
                     self._num_taken += 1
@@ -112,7 +116,7 @@ class JobThreads:
                 if self._stopped:
                     return None
                 if self._waiting:
-                    self._num_seen = self._num_taken
+                    self._look()
                 else:
                     self._asleep.append(bed)
                     if woken:
@@ -125,5 +129,15 @@ class JobThreads:
         """Under the lock; one at a time, which wakes the next when it takes a job."""
         if self._waiting and self._asleep and not self._stands_by:
             self._stands_by = True
-            self._num_seen = self._num_taken
+            self._look()
             self._asleep.pop().release()
+
+    def _look(self) -> None:
+        self._seen = (self._num_taken, clock.monotonic(), time.process_time())
+
+    def _are_quick(self) -> bool:
+        """Whether the others have taken several jobs since the last look, and used most of that time to compute."""
+        num_seen, seen_at, cpu_seen = self._seen
+        if self._num_taken <= num_seen + 1:
+            return False
+        return time.process_time() - cpu_seen > _BUSY * (clock.monotonic() - seen_at)
