@@ -7,9 +7,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import AsyncConnection, Connection
+from structlog.testing import capture_logs
 
 from tests.factories import column
-from tests.running import attempts, outcome
+from tests.running import RunningWorker, attempts, outcome
 from worker import Context, PostgresBroker, job
 
 pytestmark = pytest.mark.usefixtures("worker", "note")
@@ -73,3 +74,23 @@ def test_the_next_holder_of_the_connection_is_in_a_transaction(broker: PostgresB
         outcome(db, one.send())
 
     assert seen == [True, False, True, False]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_transaction_that_a_job_leaves_open_is_rolled_back_and_told_as_that_and_nothing_else(
+    failing: bool, broker: PostgresBroker, worker: RunningWorker, db: psycopg.Connection
+) -> None:
+    @job(broker=broker, transaction=False, max_retries=0)
+    def untidy(conn: Connection) -> None:
+        conn.execute("BEGIN")
+        conn.execute("INSERT INTO note VALUES ('left')")
+        if failing:
+            conn.execute("SELECT 1/0")
+
+    with capture_logs() as logs:
+        ended = outcome(db, untidy.send())
+
+    told = [line["event"] for line in logs if line["log_level"] == "warning"]
+    assert (ended, told) == ("dead" if failing else "done", ["job.transaction_left"])
+    assert column(db, NOTES) == []
+    assert worker.pool.stats().dirty_total == 0

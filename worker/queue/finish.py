@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from worker import log
 from worker.errors import Refused
 from worker.pool import Connection, shield
 from worker.pool.lending import in_thread
@@ -16,6 +17,8 @@ from worker.queue.binding import bind
 from worker.queue.delivery import Delivery
 from worker.queue.job_transaction import JobTransaction
 from worker.queue.schema import Schema
+
+logger = log.get_logger(__name__)
 
 
 def begin(delivery: Delivery, schema: Schema, *, binding: bool) -> psycopg.Connection[Any]:
@@ -44,10 +47,14 @@ def take_for_statements(delivery: Delivery) -> None:
 
 
 def _end_statements(conn: Connection) -> None:
-    # One that is in any other state is the pool's to restore, or to replace.
-    if not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE:
-        conn.autocommit = False
-        with suppress(psycopg.Error):
+    # One that is in any other state, or is lost meanwhile, is the pool's to replace.
+    with suppress(psycopg.Error):
+        if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            # The pool would undo this as well, and blame the job for what is ours.
+            logger.warning("job.transaction_left", advice="end it, or use `with conn.transaction()`")
+            conn.rollback()
+        if conn.info.transaction_status == TransactionStatus.IDLE:
+            conn.autocommit = False
             conn.command(b"RESET application_name")
 
 
