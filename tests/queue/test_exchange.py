@@ -273,6 +273,32 @@ def test_what_has_begun_and_is_locked_holds_up_no_pass_and_is_marked_by_a_later_
         assert (feed.begun_here, scalar(db, "SELECT pid FROM worker.worker")) == ([], session)
 
 
+def test_what_has_begun_as_the_session_is_lost_is_marked_on_the_next_one(
+    insert_job: InsertJob, database: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or, should the worker die, what ran would count as only claimed ahead."""
+    lost: list[int] = []
+
+    def lose_the_first(conn: psycopg.Connection, *args: object) -> Reply:
+        if args[-1].begun and not lost:  # type: ignore[attr-defined]  # an errand
+            lost.append(conn.info.backend_pid)
+            db.execute("SELECT pg_terminate_backend(%s, 5000)", lost)
+        return exchange(conn, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("worker.queue.dispatcher.exchange", lose_the_first)
+    insert_job()
+    feed = NotingFeed(limit=1)
+    with dispatching(database, feed) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        db.execute("UPDATE worker.job SET ahead = true")
+        feed.begun_here += feed.put_here
+        dispatcher.wake()
+
+        wait_until(lambda: not scalar(db, "SELECT ahead FROM worker.job"), WAIT, "the mark")
+
+    assert len(lost) == 1
+
+
 # What one statement cannot write
 
 

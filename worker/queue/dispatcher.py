@@ -17,7 +17,7 @@ from worker.pool import Pool
 from worker.queue import lanes, rates
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
-from worker.queue.exchange import Errand, exchange, follow
+from worker.queue.exchange import Errand, Reply, exchange, follow
 from worker.queue.feed import Feed, Room
 from worker.queue.flow import Flow
 from worker.queue.group_commit import GroupCommit, Pending
@@ -406,19 +406,43 @@ class Dispatcher:
     def _exchange(self, conn: psycopg.Connection[Any]) -> None:
         """Writes first, because they free slots and make jobs; all in one trip unless something is wrong with it."""
         now = clock.monotonic()
+        taken = self._outcomes.take(last=self._stop_by is not None)
+        outcomes, sends = self._outcomes.write_special(conn, taken), self._sends.take(self._lost)
+        # What these make available is claimed behind them in the same trip.
+        self._hungry |= any(one.settlement.makes_available for one in taken)
+        errand = self._errand(now, outcomes, sends)
+        if not errand.num_statements:
+            # Limited queues would be looked at again, and there is no slot: one that gets free rings.
+            self._admit_at = self._clear_at = float("inf")
+            return
+        # Until it is known which of them were marked: the feed tells of each once.
+        self._unmarked = [*errand.begun]
+        try:
+            reply = exchange(conn, self.schema, self.lease, errand)
+        except psycopg.Error as exc:
+            if conn.broken or not (outcomes or sends or errand.said):
+                self._outcomes.put_back(outcomes)
+                self._sends.fail(sends, exc)
+                raise
+            logger.info("dispatcher.parted", reason=str(exc).strip())
+            self._write_apart(conn, outcomes, sends)
+            outcomes, sends = [], []
+            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=(), said=()))
+        self.reports.confirm(errand.said, reply.heard)
+        self._outcomes.confirm(outcomes, reply.lost)
+        self._sends.confirm(sends)
+        self._follow(conn, errand, reply, now)
+
+    def _errand(self, now: float, outcomes: list[Pending], sends: list[Send]) -> Errand:
+        """What is to be said and asked in this pass. Hungry, if what is due or sent may be a job for us."""
         promoting = now >= self._next_due
         # What is due after those that are promoted, only the heartbeat knows.
         renewing = promoting or now >= self._renew_at
-        taken = self._outcomes.take(last=self._stop_by is not None)
-        outcomes, sends = self._outcomes.write_special(conn, taken), self._sends.take(self._lost)
         new = [one for jobs, _, _ in sends for one in jobs]
-        # What these make available is claimed behind them in the same trip.
         self._hungry |= promoting or any(one.delay <= 0 for one in new)
-        self._hungry |= any(one.settlement.makes_available for one in taken)
         # Each pass may be due to a job that has left its lane, and the next of the lane is claimed in the same trip.
-        admitting = self._has_lanes
         # The same with rates, whose time is known from the last look.
-        clearing = self._has_rates
+        admitting, clearing = self._has_lanes, self._has_rates
         self._hungry |= admitting or clearing
         # With whatever else is to be written, and with the heartbeat when there is nothing else.
         said = self.reports.take(self._outstanding, {one.settlement.proof for one in outcomes}) if self.reports else []
@@ -428,7 +452,7 @@ class Dispatcher:
         served = self._feed.rooms() if renewing or searching or (hungry and self._claiming) else ()
         flowing = self._flow.through(served)
         rooms = self._rooms(flowing)
-        errand = Errand(
+        return Errand(
             settlements=[one.settlement for one in outcomes],
             new=new,
             begun=[*self._unmarked, *self._feed.begun()],
@@ -445,28 +469,13 @@ class Dispatcher:
             search=self._marks.search(flowing, moving=bool(rooms) or renewing) if searching else None,
             mine=self._looked_at() if renewing else None,
         )
-        if not errand.num_statements:
-            # Limited queues would be looked at again, and there is no slot: one that gets free rings.
-            self._admit_at = self._clear_at = float("inf")
-            return
-        try:
-            reply = exchange(conn, self.schema, self.lease, errand)
-        except psycopg.Error as exc:
-            if conn.broken or not (outcomes or sends or said):
-                self._outcomes.put_back(outcomes)
-                self._sends.fail(sends, exc)
-                raise
-            logger.info("dispatcher.parted", reason=str(exc).strip())
-            self._write_apart(conn, outcomes, sends)
-            outcomes, sends = [], []
-            reply = exchange(conn, self.schema, self.lease, errand._replace(settlements=(), new=(), said=()))
+
+    def _follow(self, conn: psycopg.Connection[Any], errand: Errand, reply: Reply, now: float) -> None:
+        """Do what the *reply* to an *errand* of *now* says: run what was claimed, look again when it is time."""
         self._unmarked = [
             claim for claim in errand.begun if claim.id not in reply.marked and claim.proof in self._outstanding
         ]
-        self.reports.confirm(said, reply.heard)
-        self._outcomes.confirm(outcomes, reply.lost)
-        self._sends.confirm(sends)
-        self._next_due = min([self._next_due, *(now + one.delay for one in new if one.delay > 0)])
+        self._next_due = min([self._next_due, *(now + one.delay for one in errand.new if one.delay > 0)])
         self._admit_at = now + _ADMIT_AGAIN if reply.knocking else float("inf")
         # A moment late rather than a moment too soon, which would be one look more.
         opens_in = float("inf") if reply.opens_in is None else max(0.0, reply.opens_in) + 0.002
@@ -476,7 +485,7 @@ class Dispatcher:
         if follow(errand, reply, self._num_workers):
             self._hungry = True
             self.wake()
-        if renewing and self._heard(conn, reply.look) and not errand.rooms:
+        if errand.renewing and self._heard(conn, reply.look) and not errand.rooms:
             self.wake()
 
     def _looked_at(self) -> list[UUID] | None:
