@@ -76,6 +76,19 @@ def test_a_job_ends_at_its_timeout(jobs: dict[str, Any], db: psycopg.Connection,
     assert scalar(db, RUNS) < 2
 
 
+def test_a_job_without_a_timeout_may_fail_with_that_of_something_else(
+    broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    @job(broker=broker, timeout=None, max_retries=0)
+    def ask() -> None:
+        raise TimeLimitExceeded
+
+    message = ask.send()
+
+    assert outcome(db, message) == "dead"
+    assert error(db, message).strip().endswith("TimeLimitExceeded")
+
+
 @pytest.mark.parametrize("name", IN_SQL)
 def test_the_query_of_a_job_that_timed_out_is_over_on_the_server(
     jobs: dict[str, Any], db: psycopg.Connection, name: str

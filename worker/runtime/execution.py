@@ -189,8 +189,9 @@ def time_limit(delivery: Delivery) -> float | None:
 def as_interrupted(ending: Ending, guard: Guard) -> Ending:
     """*ending* as the interrupt that caused it: the body may have met only the cancelled statement."""
     ending = _as_interrupted(ending, guard)
-    if isinstance(ending.error, TimeLimitExceeded) and not ending.error.args:
-        ending.error.args = (f"it ran longer than its timeout of {time_limit(guard.delivery):g} s",)
+    error = ending.error
+    if guard.reason is TimeLimitExceeded and isinstance(error, TimeLimitExceeded) and not error.args:
+        error.args = (f"it ran longer than its timeout of {time_limit(guard.delivery):g} s",)
     return ending
 
 
