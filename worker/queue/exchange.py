@@ -79,7 +79,7 @@ class Reply(NamedTuple):
         opens_in: Seconds until the next job may start that waits for its rate, or its queue's; None when none does.
         look: What the heartbeat saw; None when it was not due, or when this worker was declared dead.
         heard: The jobs whose progress was written.
-        strays: Queue and rank of jobs that were let into a lane or cleared for their rate.
+        strays: Queue and rank of jobs that were promoted, let into a lane or cleared for their rate.
         found: What the search has found.
         marked: The jobs that were marked as begun; a row that somebody has locked was passed by.
     """
@@ -113,8 +113,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
             if errand.new:
                 insert(conn, schema, errand.new)
             begun = _mark(conn, schema, errand.begun) if errand.begun else None
-            if errand.promoting:
-                conn.execute(schema.render(PROMOTE_DUE).encode(), {"due_low": marks.due_low})
+            promoted = _promote(conn, schema, marks) if errand.promoting else ()
             admitted = admit(conn, schema) if errand.admitting else None
             clearing = clear(conn, schema, errand.served) if errand.clearing else None
             claimed = [_claim(conn, schema, lease, marks, room) for room in errand.rooms]
@@ -137,7 +136,7 @@ def exchange(conn: psycopg.Connection[Any], schema: Schema, lease: Lease, errand
         opens_in=min((one.opens_in for one in left if one.opens_in is not None), default=None),
         look=lease.hear(beat) if beat is not None else None,
         heard={row[0] for row in reported} if reported is not None else set(),
-        strays=[*(admission.strays or ()), *(stray for one in left for stray in one.strays or ())],
+        strays=[*promoted, *(admission.strays or ()), *(stray for one in left for stray in one.strays or ())],
         found=found,
         marked={row[0] for row in begun} if begun is not None else set(),
     )
@@ -172,6 +171,10 @@ def follow(errand: Errand, reply: Reply, workers: int) -> bool:
 def _together(conn: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
     # A libpq before 14 knows no pipelines; then it is one commit in several trips.
     return conn.pipeline() if psycopg.capabilities.has_pipeline() else conn.transaction()
+
+
+def _promote(conn: psycopg.Connection[Any], schema: Schema, marks: Marks) -> psycopg.Cursor[Any]:
+    return conn.execute(schema.render(PROMOTE_DUE).encode(), {"due_low": marks.due_low})
 
 
 def _beat(conn: psycopg.Connection[Any], lease: Lease, errand: Errand) -> Beat:

@@ -129,7 +129,8 @@ MARK_BEGUN: LiteralString = """
     RETURNING job.id"""
 
 # job_scheduled. A thousand at a time, so that a wave of due jobs is not one long transaction. No clock_timestamp(): it
-# is volatile, so the index could not stop at it and every job for later would be read.
+# is volatile, so the index could not stop at it and every job for later would be read. Told are their places: what is
+# promoted late comes to be below the marks.
 PROMOTE_DUE: LiteralString = """
     WITH due AS (
         SELECT id
@@ -140,11 +141,16 @@ PROMOTE_DUE: LiteralString = """
         ORDER BY due_at
         LIMIT 1000
         FOR UPDATE SKIP LOCKED
+    ),
+    promoted AS (
+        UPDATE {schema}.job AS job
+        SET state = 'available'
+        FROM due
+        WHERE job.id = due.id
+        RETURNING job.queue, job.rank
     )
-    UPDATE {schema}.job AS job
-    SET state = 'available'
-    FROM due
-    WHERE job.id = due.id"""
+    SELECT queue, extract(epoch FROM rank)::float8
+    FROM promoted"""
 
 # Settle
 
