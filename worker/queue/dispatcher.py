@@ -536,6 +536,7 @@ class Dispatcher:
             logger.error("worker.declared_dead", worker=str(self.lease.worker_id))
             self._flow = self.lease.register(conn, self._feed.rooms())
             self._reconcile(conn)
+            self._full_looks.hurry()  # nothing was seen by the one that was under way, if it was one
             return False
         now = clock.monotonic()
         rescue = self.lease.rescue(conn) if look.needs_rescue else None
@@ -547,8 +548,8 @@ class Dispatcher:
             # What is paused by this may have been cleared for a start.
             self._sweep_at = 0.0
             self.wake()
-        if rescued:
-            # With the rank that they had.
+        if rescued or look.workers < self._num_workers:
+            # With the rank that they had. Nobody tells what another has rescued, but its worker is gone.
             self._marks.hurry()
         self._num_workers = look.workers
         if look.has_held is not None and look.has_throttled is not None:
