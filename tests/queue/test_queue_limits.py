@@ -23,6 +23,7 @@ from worker.queue.lease import Lease
 from worker.queue.lease_statements import RESCUE_JOBS
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
 from worker.queue.marks import Marks
+from worker.queue.queue_limit import QueueLimit
 from worker.queue.settlement import Outcome, Settlement, settle
 
 WAIT = 15.0
@@ -454,6 +455,11 @@ def test_a_limit_is_stated_whole_and_the_one_before_is_told(db: psycopg.Connecti
     ]
 
     assert [str(one) for one in before] == ["None", "5 running", "10 starts in 60 s", "None"]
+
+
+@pytest.mark.parametrize(("per", "said"), [(0.1, "0.1 s"), (timedelta(days=30), "2592000 s")])
+def test_a_limit_says_its_seconds_as_a_person_would(per: float | timedelta, said: str) -> None:
+    assert str(QueueLimit.of("billing", None, 5, per)) == f"5 starts in {said}"
 
 
 def test_a_limit_is_part_of_the_callers_transaction(db: psycopg.Connection) -> None:

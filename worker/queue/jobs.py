@@ -139,7 +139,7 @@ class Jobs:
             return None
         rate, size, per, opens_at = row
         until = "" if opens_at is None else f": the next may start at {_instant(opens_at)}"
-        return f"its rate {rate!r} is used up, {size} starts in {per:g} s{until}"
+        return f"its rate {rate!r} is used up, {size} starts in {per:.15g} s{until}"
 
     def redrive(self, which: JobFilter) -> list[UUID]:
         """

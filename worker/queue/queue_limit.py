@@ -48,5 +48,5 @@ class QueueLimit:
 
     def __str__(self) -> str:
         parts = [] if self.running is None else [f"{self.running} running"]
-        parts += [] if self.starts is None else [f"{self.starts} starts in {self.per:g} s"]
+        parts += [] if self.starts is None else [f"{self.starts} starts in {self.per:.15g} s"]
         return ", ".join(parts)

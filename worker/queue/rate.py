@@ -56,7 +56,7 @@ class Rate:
     @property
     def numbers(self) -> str:
         """What it allows, in words."""
-        return f"{self.size} in {self.seconds:g} s"
+        return f"{self.size} in {self.seconds:.15g} s"
 
     @property
     def arguments(self) -> tuple[str, ...]:
