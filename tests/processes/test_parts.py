@@ -109,6 +109,26 @@ def test_requests_to_stop_reach_the_processes_also_after_a_fault(supervisor: Sup
     assert told(supervisor) == [["SIGTERM", "SIGINT"], ["SIGTERM", "SIGINT"]]
 
 
+def test_a_fault_while_they_drain_shortens_nobodys_grace(supervisor: Supervisor) -> None:
+    supervisor._fill()
+    for post in supervisor._posts:
+        cast("DrainingChild", post.child).is_stopping = True
+        cast("DrainingChild", post.child).told.append("earlier")
+    with mock.patch.object(supervisor, "_tell", side_effect=RuntimeError("a bug")):
+        supervisor.run()
+
+    assert told(supervisor) == [["earlier"], ["earlier"]]
+
+
+def test_a_service_manager_hears_of_a_drain_after_a_fault_and_goes_on_waiting(supervisor: Supervisor) -> None:
+    fault = mock.patch.object(supervisor, "_tell", side_effect=RuntimeError("a bug"))
+    with fault, mock.patch.object(supervisor, "_manager") as manager:
+        supervisor.run()
+
+    assert manager.entered.call_args_list[0] == mock.call("draining", "draining after a fault: 2 processes left")
+    assert manager.beaten.call_args_list[0] == mock.call(well=True)
+
+
 def test_a_process_that_does_not_drain_after_a_fault_is_killed_in_the_end(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
 
 from worker import clock, exits, log
@@ -105,16 +105,24 @@ class Supervisor:
         self._reload.close()
         left = self._children
         leave_by = clock.monotonic() + max((child.config.grace for child in left), default=0.0) + _LAST_MOMENT
-        signum: int = signal.SIGTERM
+        for child in left:
+            if not child.is_stopping:  # or it would be the second request
+                child.stop(signal.SIGTERM)
         while left and clock.monotonic() < leave_by:
-            if is_request_to_stop(signum):
-                for child in left:
-                    child.stop(signum)
-            try:
-                signum = self._requests.get(timeout=_LOOK)
-            except Empty:
-                signum = 0
+            self._tell_of_leaving(len(left))
+            with suppress(Empty):
+                if is_request_to_stop(signum := self._requests.get(timeout=_LOOK)):
+                    for child in left:
+                        child.stop(signum)
             left = [child for child in left if child.ended() is None]
+
+    def _tell_of_leaving(self, left: int) -> None:
+        # A watchdog that is not fed would end it all; but this may be what has failed.
+        with suppress(Exception):
+            if (status := f"draining after a fault: {left} processes left") != self._status:
+                self._status = status
+                self._manager.entered("draining", status)
+            self._manager.beaten(well=True)
 
     def close(self) -> None:
         """End what is left, which is nothing unless processes have not ended in the time that they had."""
