@@ -139,12 +139,15 @@ class Watchdog:
 
     def _run(self) -> None:
         try:
-            # C code that does not let go of the interpreter stops this thread as well, but not the timer.
             while not self._stopped:
-                faulthandler.dump_traceback_later(max(self._limit, _LEAST), exit=True, file=2)
+                self._put_off_end()
                 self._run_once()
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+    def _put_off_end(self) -> None:
+        """C code that does not let go of the interpreter stops this thread as well, but not the timer."""
+        faulthandler.dump_traceback_later(max(self._limit, _LEAST), exit=True, file=2)
 
     def _run_once(self) -> None:
         with self._lock:
@@ -163,9 +166,11 @@ class Watchdog:
                 run.reported = True
                 self._report(run.delivery, f"in its hooks {run.where_in}", run.since, run.where())
         for guard in fired:
+            self._put_off_end()  # a cancel waits for the network, and there may be many
             if not guard.cancel_again(self._pool):
                 self._fired.discard(guard)
         for guard, reason in due:
+            self._put_off_end()
             if self._fire(guard, reason):
                 event = "job.timed_out" if reason is TimeLimitExceeded else "job.cancelled"
                 claim = guard.delivery.claim
