@@ -15,14 +15,15 @@ import psycopg
 import pytest
 from dramatiq import pipeline
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from psycopg import AsyncConnection, Connection
+from structlog.testing import capture_logs
 
 from tests.factories import column
-from tests.running import WAIT, RunningWorker, outcome
+from tests.running import WAIT, RunningWorker, attempts, outcome
 from tests.waiting import wait_until
 from worker import ArgumentError, Context, PostgresBroker, bind, job, secrecy, tracing
 from worker.schedule.declaration import Schedule
@@ -325,6 +326,30 @@ def test_a_context_that_cannot_be_read_begins_a_trace(spans: Spans, nothing: Any
         nothing.broker.enqueue(nothing.message().copy(options={"trace": context}))
 
     assert [run.parent for run in spans.wait("process billing", len(broken))] == [None] * len(broken)
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+def test_a_provider_that_fails_spoils_no_job(
+    spans: Spans, nothing: Any, worker: RunningWorker, db: psycopg.Connection, moment: str
+) -> None:
+    class Broken(SpanProcessor):
+        def fail(self, span: Any, parent_context: Any = None) -> None:
+            if span.kind is SpanKind.CONSUMER:
+                raise RuntimeError("a bug")
+
+    provider = trace.get_tracer_provider()
+    assert isinstance(provider, TracerProvider)
+    broken = Broken()
+    setattr(broken, moment, broken.fail)
+    provider.add_span_processor(broken)
+
+    with capture_logs() as logs:
+        assert [(outcome(db, each), attempts(db, each)) for each in (nothing.send(), nothing.send())] == [
+            ("done", 1), ("done", 1),
+        ]  # fmt: skip
+        wait_until(lambda: worker.feed.idle.is_set(), WAIT, "the end of both")
+
+    assert {each["event"] for each in logs if each["log_level"] in ("error", "critical")} == {"trace.failed"}
 
 
 def test_a_send_that_fails_is_an_error(spans: Spans, nothing: Any) -> None:

@@ -17,7 +17,7 @@ from dramatiq.common import compute_backoff
 from dramatiq.middleware import Interrupt, Shutdown, TimeLimitExceeded
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from worker import tracing
+from worker import log, tracing
 from worker.errors import LeaseLost
 from worker.pool import Connection, Pool
 from worker.queue.claim import Claim
@@ -27,6 +27,8 @@ from worker.queue.new_job import NewJob
 from worker.queue.scope import Scope
 from worker.queue.settlement import Settlement
 from worker.queue.stop_reason import StopReason
+
+logger = log.get_logger(__name__)
 
 # Between the thread that runs a job and the job's own code, in a traceback.
 _MACHINERY = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(dramatiq.__file__).parent))
@@ -91,14 +93,20 @@ class Delivery(MessageProxy):
 
     def begin_trace(self, worker: str | None = None) -> None:
         """Begin the span of this run, if the application has traces; in the context in which all of it runs."""
-        self._trace = tracing.running(self, queue=self.claim.queue, attempt=self.claim.attempt, worker=worker)
+        try:
+            self._trace = tracing.running(self, queue=self.claim.queue, attempt=self.claim.attempt, worker=worker)
+        except Exception:
+            logger.exception("trace.failed")  # the application's provider; no job is to suffer for that
 
     def end_trace(self, settlement: Settlement | None, error: BaseException | None = None) -> None:
         """End it, with what became of the job and why; a second time is harmless."""
         run, self._trace = self._trace, None
         if run is not None:
             known = None if settlement is None else settlement.outcome.value
-            run.end("lost" if self.lost else known, error)
+            try:
+                run.end("lost" if self.lost else known, error)
+            except Exception:
+                logger.exception("trace.failed")
 
     @property
     def stopping(self) -> threading.Event:

@@ -86,12 +86,14 @@ class Run:
             outcome: done, retry, dead, released; lost, when the job was another worker's by then; None if not known.
             error: Why. What releases a job is none.
         """
-        if outcome is not None:
-            self._span.set_attribute(_OURS + "outcome", outcome)
-        if error is not None and outcome != "released":
-            _record(self._span, error)
-        self._span.end()
-        context.detach(self._token)
+        try:
+            if outcome is not None:
+                self._span.set_attribute(_OURS + "outcome", outcome)
+            if error is not None and outcome != "released":
+                _record(self._span, error)
+            self._span.end()
+        finally:
+            context.detach(self._token)
 
 
 def created_in(options: Mapping[str, Any]) -> Context | None:
