@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from worker import clock
-from worker.queue.feed import Room
+from worker.queue.feed import Room, names
 from worker.queue.mark_statements import FIND_HEADS
 from worker.queue.ration import Ration
 from worker.queue.schema import Schema
@@ -144,7 +144,7 @@ class Marks:
 
     def note(self, served: Sequence[Room], toil: int) -> None:
         """What it has cost to look for the first jobs of *served* without marks."""
-        if not self.are_used and _beyond_the_way(toil, len(_queues(served))) >= _DEAR:
+        if not self.are_used and _beyond_the_way(toil, len(names(served)[0])) >= _DEAR:
             self.are_used = True
             self._full.again_at = 0.0
 
@@ -152,8 +152,7 @@ class Marks:
         """What is to be looked for in this pass, if anything; *moving* when the marks may have to follow claims."""
         if not self.are_used:
             return None
-        queues = _queues(served)
-        actors = sorted({actor for room in served for actor in (*room.actors, *room.holding)})
+        queues, actors = names(served)
         if (queues, actors) != self._served:
             # What nobody here could claim until now was passed by.
             self._served = queues, actors
@@ -253,10 +252,6 @@ def _columns(stretches: Sequence[Stretch], prefix: str = "") -> dict[str, Any]:
         f"{prefix}lows": [stretch.low for stretch in stretches],
         f"{prefix}highs": [stretch.high for stretch in stretches],
     }
-
-
-def _queues(served: Sequence[Room]) -> list[str]:
-    return sorted({queue for room in served for queue in (*room.queues, *room.limited)})
 
 
 def _beyond_the_way(toil: int, looks: int) -> int:
