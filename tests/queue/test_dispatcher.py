@@ -58,6 +58,43 @@ def test_a_send_is_durable_when_its_future_is_done(database: str, db: psycopg.Co
         assert scalar(db, "SELECT count(*) FROM worker.job") == 1
 
 
+class GatheringFeed(NotingFeed):
+    """A feed with jobs for a minute, so that outcomes might wait for as long."""
+
+    leisure = 60.0
+
+
+@pytest.fixture
+def _no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is seen is told, and not met by the next poll."""
+    monkeypatch.setattr("worker.queue.dispatcher._POLL", 60.0)
+
+
+@pytest.mark.usefixtures("_no_polls")
+def test_what_is_gathered_is_written_with_whatever_comes_next(
+    insert_job: InsertJob, database: str, db: psycopg.Connection
+) -> None:
+    insert_job()
+    feed = GatheringFeed(limit=1)
+    with dispatching(database, feed, duration=600.0) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        dispatcher.settle_unawaited(Settlement(*feed.put_here[0].proof, Outcome.DONE))
+
+        dispatcher.send([a_job(actor="receipt")]).result(WAIT)
+
+        assert scalar(db, "SELECT count(*) FROM worker.job_history") == 1
+
+
+def test_what_is_gathered_is_written_at_the_end(insert_job: InsertJob, database: str, db: psycopg.Connection) -> None:
+    insert_job()
+    feed = GatheringFeed(limit=1)
+    with dispatching(database, feed) as dispatcher:
+        assert feed.was_put.wait(WAIT)
+        dispatcher.settle_unawaited(Settlement(*feed.put_here[0].proof, Outcome.DONE))
+
+    assert (scalar(db, "SELECT count(*) FROM worker.job_history"), feed.lost_here) == (1, [])
+
+
 def test_a_send_that_the_server_refuses_fails_alone(database: str, db: psycopg.Connection) -> None:
     with dispatching(database) as dispatcher:
         futures = [dispatcher.send([a_job(args=args)]) for args in ("{}", '{"a": "\\u0000"}', "{}")]

@@ -14,6 +14,7 @@ from tests.waiting import wait_until
 from worker import PostgresBroker, job
 from worker.queue.schema import Schema
 from worker.runtime.lookahead import Lookahead
+from worker.runtime.slot_feed import SlotFeed
 
 RUNNING = "SELECT count(*) FROM worker.job WHERE state = 'running'"
 
@@ -201,3 +202,14 @@ def test_what_was_claimed_ahead_counts_as_running_once_it_runs(
         query = "SELECT count(*) FROM worker.job WHERE state = 'running' AND NOT ahead"
         assert wait_until(lambda: scalar(db, query) == 1, WAIT, "the mark")
         enough.set()
+
+
+@pytest.mark.parametrize(("waiting", "gathered"), [(0, False), (2, False), (3, True)])
+def test_outcomes_are_gathered_only_while_more_than_half_of_the_line_is_left(
+    broker: PostgresBroker, waiting: int, gathered: bool
+) -> None:
+    feed = SlotFeed(broker, slots=1, checkouts=1)
+    feed._low = 2  # of a line of four or five
+    feed._line.extend([(0.0, None)] * waiting)  # type: ignore[list-item]  # nobody asks for whom
+
+    assert (feed.leisure > 0) is gathered
