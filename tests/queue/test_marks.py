@@ -304,7 +304,17 @@ def test_jobs_below_the_mark_that_lie_close_together_are_kept_in_mind_once(
         time.advance(A_WHILE / 4)
         passes.look(0)
 
-    assert len(passes.marks.parameters(["default"])["queues"]) == 1 + 3
+    assert len(passes.marks._marks["default"].strays) == 3
+
+
+def test_jobs_below_the_mark_that_lie_close_together_fill_a_claim(
+    insert_job: InsertJob, passes: Passes, time: Clock
+) -> None:
+    jobs = [insert_job(due_in=-LATE + number * 1e-5) for number in range(10)]
+    time.advance(A_WHILE)
+    passes.look(0)
+
+    assert sorted(passes.look(limit=10)) == sorted(jobs)
 
 
 def test_among_jobs_of_a_low_priority_an_ordinary_one_is_found_at_once_and_comes_first(

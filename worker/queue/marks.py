@@ -137,9 +137,7 @@ class Marks:
             mark = self._marks.get(queue)
             found.append(Stretch(queue, mark.low if mark is not None else None))
             if mark is not None:
-                found += [Stretch(queue, stray - _PLACE, stray + _PLACE) for stray in mark.strays]
-                if mark.present is not None:
-                    found.append(Stretch(queue, mark.present, min(mark.present + _PRESENT, mark.low)))
+                found += [Stretch(queue, low, high) for low, high in _below(mark)]
         return found
 
     def note(self, served: Sequence[Room], toil: int) -> None:
@@ -244,6 +242,20 @@ class Marks:
         self._marks.clear()
         self._width = self._first_width = float("inf")
         self._next_high, self._toil = None, 0
+
+
+def _below(mark: Mark) -> list[tuple[float, float]]:
+    """What is looked at below *mark*, once: a job that a claim finds twice takes the room of another."""
+    spans = [(stray - _PLACE, stray + _PLACE) for stray in mark.strays]
+    if mark.present is not None:
+        spans.append((mark.present, min(mark.present + _PRESENT, mark.low)))
+    merged: list[tuple[float, float]] = []
+    for low, high in sorted(spans):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(high, merged[-1][1])
+        else:
+            merged.append((low, high))
+    return merged
 
 
 def _columns(stretches: Sequence[Stretch], prefix: str = "") -> dict[str, Any]:
