@@ -9,12 +9,13 @@ from contextlib import suppress
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
+from structlog.testing import capture_logs
 
 from tests.chaos.cable import Cable
-from tests.factories import InThread, backend_pid, num_sessions, scalar, terminate
+from tests.factories import InThread, backend_pid, column, num_sessions, scalar, terminate
 from tests.pool.conftest import OpenPool
 from tests.waiting import wait_until
-from worker.pool import Pool
+from worker.pool import Pool, mark
 
 WAIT = 15.0
 
@@ -137,3 +138,51 @@ def test_what_a_silent_network_has_left_behind_is_ended_with_the_help_of_a_sessi
                 assert scalar(new, "SELECT 1") == 1
     with pytest.raises(psycopg.OperationalError):
         waiting.result()
+
+
+LOCK = 4711
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+
+
+@pytest.fixture
+def job(reserved: Pool, db: psycopg.Connection) -> Iterator[InThread]:
+    """A job whose statement takes long; its session has the job's name behind the pool's."""
+    db.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+
+    def wait_long() -> None:
+        mark.set("3f9a1c report")
+        with reserved.connection() as conn:
+            conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+
+    waiting = InThread(wait_long)
+    wait_until(lambda: column(db, WAITING), WAIT, "the job's statement")
+    yield waiting
+    db.execute("SELECT pg_advisory_unlock_all()")
+
+
+def test_a_job_whose_statement_takes_long_is_not_taken_for_one_that_waits_in_vain(
+    reserved: Pool, db: psycopg.Connection, job: InThread
+) -> None:
+    reserved.doubt()
+
+    with reserved.pinned() as conn, capture_logs() as logs:
+        for _ in range(3):
+            reserved._looked_at = 0.0
+            reserved.mend(conn)
+
+    assert [line["event"] for line in logs] == []
+    db.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+    job.result()
+
+
+def test_the_session_of_a_job_is_ended_too_when_nobody_confirms_its_end(
+    reserved: Pool, db: psycopg.Connection, job: InThread
+) -> None:
+    reserved._ghosts += column(db, WAITING)
+
+    with reserved.pinned() as conn:
+        reserved.mend(conn)
+
+        with pytest.raises(psycopg.OperationalError):
+            job.result()
+        wait_until(lambda: not column(db, WAITING), WAIT, "its end")

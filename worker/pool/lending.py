@@ -38,7 +38,7 @@ _LOOK_AGAIN = 1.0
 _READ_STATES: LiteralString = """
     SELECT pid, state, state_change
     FROM pg_stat_activity
-    WHERE pid = ANY(%s) AND application_name = current_setting('application_name')"""
+    WHERE pid = ANY(%s) AND starts_with(application_name || ' ', current_setting('application_name') || ' ')"""
 _NOT_ASKED = ("", datetime.min)  # noqa: DTZ901  # equal to no time that a server tells
 
 T = TypeVar("T")

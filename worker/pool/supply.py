@@ -51,11 +51,11 @@ _ASK_AT_ONCE = 32
 _SET_UP_TIMEOUT = 5.0
 # Ended by ourselves, with the help of a session that works, when the end of others is not confirmed by then.
 _END_AFTER = 2.0
-# By name too: the number may be another's by now.
+# By name too, behind which a job's may be: the number may be another's by now.
 _END_SESSIONS: LiteralString = """
     SELECT pid, pg_terminate_backend(pid)
     FROM pg_stat_activity
-    WHERE pid = ANY(%s) AND application_name = current_setting('application_name')"""
+    WHERE pid = ANY(%s) AND starts_with(application_name || ' ', current_setting('application_name') || ' ')"""
 _HOOK_FAILED = "raised by the pool's hook after_connect"
 
 
