@@ -117,5 +117,8 @@ def test_one_that_stands_by_joins_in_where_short_jobs_wait_rather_than_compute(
     computed = 0.0018
     assert threads._are_quick()
 
+    threads._num_taken = 3
+    assert not threads._are_quick()  # two thirds of a millisecond each, in which a thread that waited would have slept
+
     threads._num_taken = 1
     assert not threads._are_quick()

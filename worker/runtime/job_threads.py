@@ -17,6 +17,8 @@ logger = log.get_logger(__name__)
 
 # How long a thread that is not needed waits before it looks again whether the others still come along.
 _LOOK_AGAIN = 0.002
+# A job is quick that takes so long at most: a thread that others wait behind would have slept for most of a longer one.
+_QUICK = 0.0005
 # Whose jobs leave the interpreter alone for more of the time wait for something else, and others can run meanwhile.
 _BUSY = 0.5
 
@@ -136,8 +138,10 @@ class JobThreads:
         self._seen = (self._num_taken, clock.monotonic(), time.process_time())
 
     def _are_quick(self) -> bool:
-        """Whether the others have taken several jobs since the last look, and used most of that time to compute."""
+        """Whether each of the others has taken several jobs since the last look, and they computed most of that time."""
         num_seen, seen_at, cpu_seen = self._seen
-        if self._num_taken <= num_seen + 1:
+        num_taken, took = self._num_taken - num_seen, clock.monotonic() - seen_at
+        num_others = max(1, len(self._threads) - len(self._asleep) - 1)
+        if num_taken < 2 or took * num_others > num_taken * _QUICK:
             return False
-        return time.process_time() - cpu_seen > _BUSY * (clock.monotonic() - seen_at)
+        return time.process_time() - cpu_seen > took * _BUSY
