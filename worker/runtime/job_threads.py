@@ -138,7 +138,7 @@ class JobThreads:
         self._seen = (self._num_taken, clock.monotonic(), time.process_time())
 
     def _are_quick(self) -> bool:
-        """Whether each of the others has taken several jobs since the last look, and they computed most of that time."""
+        """Whether each of the others has taken several jobs since the last look, and they computed most of the time."""
         num_seen, seen_at, cpu_seen = self._seen
         num_taken, took = self._num_taken - num_seen, clock.monotonic() - seen_at
         num_others = max(1, len(self._threads) - len(self._asleep) - 1)
