@@ -14,6 +14,7 @@ from tests.lifecycle.conftest import (
     WAIT,
     RestartableServer,
     StartWorker,
+    WorkerProcess,
     busy_in_sql,
     done,
     running_in,
@@ -111,6 +112,10 @@ def test_what_a_killed_worker_said_last_is_known_of_its_job(
 # Stopped for longer than its lease
 
 
+def has_come_back(worker: WorkerProcess) -> bool:
+    return [event["event"] for event in worker.events].count("dispatcher.connected") > 1
+
+
 def test_a_worker_that_was_stopped_and_wakes_writes_nothing_for_the_jobs_that_it_has_lost(
     start_worker: StartWorker, database: str, noted: psycopg.Connection, tmp_path: Path
 ) -> None:
@@ -128,13 +133,35 @@ def test_a_worker_that_was_stopped_and_wakes_writes_nothing_for_the_jobs_that_it
 
     stopped.send(signal.SIGCONT)
 
-    def works_again() -> bool:
-        return [event["event"] for event in stopped.events].count("dispatcher.connected") > 1
-
-    wait_until(works_again, WAIT, "the woken worker to notice")
+    wait_until(lambda: has_come_back(stopped), WAIT, "the woken worker to notice")
     assert stopped.end() == 0
     wait_until(lambda: scalar(noted, "SELECT count(*) FROM worker.job") == 0, WAIT, "the end of what was sent")
     assert sorted(column(noted, "SELECT word FROM note")) == ["send_behind", "write_behind"]
+
+
+def test_a_worker_that_was_stopped_and_wakes_fires_no_tick_again(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection
+) -> None:
+    def ticks() -> list[int]:
+        return column(noted, "SELECT word::bigint FROM note ORDER BY 1")
+
+    def two_more() -> None:
+        seen = len(ticks())
+        wait_until(lambda: len(ticks()) > seen + 1, WAIT, "more ticks")
+
+    stopped = start_worker(database, jobs="tests.lifecycle.ticking_jobs", WORKER_LEASE="2").running()
+    two_more()
+    stopped.send(signal.SIGSTOP)
+    awake = start_worker(database, jobs="tests.lifecycle.ticking_jobs", WORKER_LEASE="2").running()
+    awake.event("worker.rescued")
+    two_more()
+
+    stopped.send(signal.SIGCONT)
+
+    wait_until(lambda: has_come_back(stopped), WAIT, "the woken worker to notice")
+    two_more()
+    assert (stopped.end(), awake.end()) == (0, 0)
+    assert ticks() == list(range(ticks()[0], ticks()[-1] + 1))
 
 
 # The database goes

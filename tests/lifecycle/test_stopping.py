@@ -26,6 +26,13 @@ def logged_db(logged_database: str) -> Iterator[psycopg.Connection]:
         yield db
 
 
+def said_by_server(server: EmbeddedPostgres, before: int) -> list[str]:
+    """All but what it says anyway, and the cancels that were asked for."""
+    said = Path(server.folder, "server.log").read_text()[before:].splitlines()
+    usual = (" LOG:  checkpoint", "canceling statement due to user request", " STATEMENT: ")
+    return [line for line in said if not any(each in line for each in usual)]
+
+
 # Idle
 
 
@@ -72,16 +79,43 @@ def test_a_worker_that_stopped_leaves_no_session_and_no_row(
 def test_a_worker_that_stopped_gave_the_server_nothing_to_complain_about(
     start_worker: StartWorker, logged_server: EmbeddedPostgres, logged_database: str, logged_db: psycopg.Connection
 ) -> None:
-    log = Path(logged_server.folder, "server.log")
-    before = len(log.read_text())
+    before = len(Path(logged_server.folder, "server.log").read_text())
     worker = start_worker(logged_database).running()
     for job_id in [send(logged_db, actor, word="hello") for actor in ("note", "note_async", "note_by_pool")]:
         done(logged_db, job_id)
     worker.end()
 
-    said = [line for line in log.read_text()[before:].splitlines() if " LOG:  checkpoint" not in line]
+    assert said_by_server(logged_server, before) == []
 
-    assert said == []
+
+def test_the_server_has_nothing_to_complain_about_a_worker_that_let_its_job_finish(
+    start_worker: StartWorker, logged_server: EmbeddedPostgres, logged_database: str, logged_db: psycopg.Connection
+) -> None:
+    before = len(Path(logged_server.folder, "server.log").read_text())
+    worker = start_worker(logged_database).running()
+    job_id = send(logged_db, "work", word="hello", seconds=1)
+    busy_in_sql(logged_db)
+
+    assert worker.end() == 0
+
+    assert done(logged_db, job_id) == "done"
+    assert said_by_server(logged_server, before) == []
+
+
+def test_the_server_sees_only_cancels_of_a_worker_that_was_asked_twice(
+    start_worker: StartWorker, logged_server: EmbeddedPostgres, logged_database: str, logged_db: psycopg.Connection
+) -> None:
+    before = len(Path(logged_server.folder, "server.log").read_text())
+    worker = start_worker(logged_database, "--grace", "600").running()
+    job_id = send(logged_db, "work", word="hello", seconds=600)
+    busy_in_sql(logged_db)
+    worker.send(signal.SIGTERM)
+    worker.event("worker.draining")
+
+    assert worker.end() == 0
+
+    assert row(logged_db, job_id) == ("available", 0)
+    assert said_by_server(logged_server, before) == []
 
 
 # Busy
