@@ -82,10 +82,16 @@ def test_a_row_that_somebody_keeps_locked_keeps_nobody_else_waiting(
 def test_an_option_that_makes_no_sense_fails_the_job_and_gives_its_connection_back(
     broker: PostgresBroker, db: psycopg.Connection, worker: RunningWorker
 ) -> None:
+    """A send would refuse it, a hand does not."""
+
     @job(broker=broker, max_retries=0)
     async def odd(conn: psycopg.AsyncConnection) -> None: ...
 
-    message = odd.send_with_options(time_limit="soon")
+    message = odd.message()
+    query = """
+        INSERT INTO worker.job (id, actor, args, options)
+        VALUES (%s, 'odd', '{}', '{"time_limit": "soon", "max_retries": 0}')"""
+    db.execute(query, [row_id(message)])
 
     assert outcome(db, message) == "dead"
     wait_until(lambda: worker.pool.num_out == 0, WAIT, "the connection to come back")
