@@ -493,18 +493,22 @@ def test_a_called_step_that_meets_a_lock_ends_with_its_job(
 def test_a_called_step_that_has_swallowed_its_interrupt_does_not_wait_for_a_lock_for_ever(
     broker: PostgresBroker, db: psycopg.Connection, locker: psycopg.Connection
 ) -> None:
+    called = threading.Event()
+
     @job(broker=broker, max_retries=0)
     def deaf(ctx: Context) -> None:
         def charge() -> None:
             locker.execute(LOCKS["table"].encode())
             with suppress(Cancelled):
-                Jobs(db).cancel(JobFilter(id=ctx.job_id))
+                called.set()
                 while True:
                     time.sleep(0.01)
 
         ctx.step("charge", charge)
 
     message = deaf.send()
+    assert called.wait(WAIT)
+    Jobs(db).cancel(JobFilter(id=row_id(message)))
 
     assert outcome(db, message) == "dead"
     assert "LockNotAvailable" in error(db, message)
