@@ -16,6 +16,9 @@ from tests.factories import column, scalar
 from tests.queue.conftest import claim
 from worker import ArgumentError, ConfigError, PostgresBroker, bind, job
 
+# More than one statement takes.
+SEVERAL = 6000
+
 
 @pytest.fixture
 def charge(broker: PostgresBroker) -> Any:
@@ -34,7 +37,7 @@ def num_jobs(db: psycopg.Connection) -> int:
     return int(scalar(db, "SELECT count(*) FROM worker.job"))
 
 
-@pytest.mark.parametrize("size", [1, 10, 1000, 10_000])
+@pytest.mark.parametrize("size", [1, 10, 5000, 5001, 12_000])
 def test_a_bulk_of_any_size_enqueues_each_job_in_order(charge: Any, db: psycopg.Connection, size: int) -> None:
     sent = charge.send_many((n,) for n in range(size))
 
@@ -49,14 +52,14 @@ def test_rows_are_tuples_dicts_or_messages(charge: Any, db: psycopg.Connection) 
 
 
 def test_a_bulk_is_claimed_in_its_order(charge: Any, db: psycopg.Connection) -> None:
-    charge.send_many([(n,) for n in range(1500)])
+    charge.send_many([(n,) for n in range(SEVERAL)])
 
-    claimed = [msgspec.json.decode(found.args or "")["invoice_id"] for found in claim(db, limit=1500)]
+    claimed = [msgspec.json.decode(found.args or "")["invoice_id"] for found in claim(db, limit=SEVERAL)]
 
-    assert claimed == list(range(1500))
+    assert claimed == list(range(SEVERAL))
 
 
-@pytest.mark.parametrize("size", [3, 1500])
+@pytest.mark.parametrize("size", [3, SEVERAL])
 def test_options_count_for_each_job_of_a_bulk(charge: Any, db: psycopg.Connection, size: int) -> None:
     at = datetime(2100, 1, 1, tzinfo=UTC)
     charge.send_many([(n,) for n in range(size)], at=at, priority=3, tags=["import"])
@@ -66,7 +69,7 @@ def test_options_count_for_each_job_of_a_bulk(charge: Any, db: psycopg.Connectio
     assert scalar(db, "SELECT count(*) FROM worker.job_tag WHERE tag = 'import'") == size
 
 
-@pytest.mark.parametrize("size", [3, 1500])
+@pytest.mark.parametrize("size", [3, SEVERAL])
 def test_a_bulk_wakes_workers(charge: Any, db: psycopg.Connection, size: int) -> None:
     db.execute("LISTEN worker_wake")
 
@@ -75,7 +78,7 @@ def test_a_bulk_wakes_workers(charge: Any, db: psycopg.Connection, size: int) ->
     assert len(list(db.notifies(timeout=5, stop_after=1))) == 1
 
 
-@pytest.mark.parametrize("size", [3, 1500])
+@pytest.mark.parametrize("size", [3, SEVERAL])
 def test_a_bulk_joins_the_transaction_it_is_sent_in(
     charge: Any, database: str, db: psycopg.Connection, size: int
 ) -> None:
@@ -111,7 +114,7 @@ def test_a_row_that_is_no_row_is_refused(charge: Any, row: Any, said: str) -> No
         charge.send_many([row])
 
 
-@pytest.mark.parametrize("size", [3, 1500])
+@pytest.mark.parametrize("size", [3, SEVERAL])
 def test_a_bulk_may_be_part_of_a_pipeline(charge: Any, db: psycopg.Connection, size: int) -> None:
     with db.pipeline():
         charge.send_many([(n,) for n in range(size)], connection=db)
@@ -132,7 +135,7 @@ def test_nothing_can_be_sent_too(charge: Any) -> None:
     assert charge.send_many([]) == []
 
 
-@pytest.mark.parametrize("size", [3, 1500])
+@pytest.mark.parametrize("size", [3, SEVERAL])
 def test_messages_sent_again_in_bulk_replace_their_jobs(charge: Any, db: psycopg.Connection, size: int) -> None:
     sent = charge.send_many([(n,) for n in range(size)])
 
@@ -140,6 +143,21 @@ def test_messages_sent_again_in_bulk_replace_their_jobs(charge: Any, db: psycopg
 
     assert column(db, "SELECT DISTINCT args ->> 'invoice_id' FROM worker.job") == ["-1"]
     assert num_jobs(db) == size
+
+
+def test_a_bulk_of_large_arguments_is_whole_too(charge: Any, db: psycopg.Connection) -> None:
+    """Beyond what one statement should carry."""
+    note = "x" * 900_000
+
+    charge.send_many([(n, note) for n in range(20)])
+
+    assert scalar(db, "SELECT count(*) FROM worker.job WHERE length(args ->> 'note') = %s", len(note)) == 20
+
+
+def test_a_bulk_of_several_statements_is_one_transaction(charge: Any, db: psycopg.Connection) -> None:
+    charge.send_many([(n,) for n in range(SEVERAL)])
+
+    assert scalar(db, "SELECT count(DISTINCT xmin::text) FROM worker.job") == 1
 
 
 @pytest.mark.usefixtures("as_global")

@@ -24,6 +24,7 @@ _LET_GO = 1.0
 # The other side has closed, whether or not all that it said was read; elsewhere than on Linux poll() says so unasked.
 _HANGUP = getattr(select, "POLLRDHUP", 0)
 _BAD = ConnStatus.BAD  # looked up at each checkout and return
+_IDLE = TransactionStatus.IDLE
 _CANCEL_INTERVAL = 0.1
 _TERMINATE = b"X\x00\x00\x00\x04"
 
@@ -98,6 +99,13 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
                 return super().wait(*args, **{**kwargs, "timeout": self.patience})
         self.is_silent = True
         raise psycopg.OperationalError(f"the server did not answer within {self.patience:g} s")
+
+    def set_autocommit(self, value: bool) -> None:
+        """As psycopg's, without its lock and generator where nobody can be in the way: the server is told nothing."""
+        if self.pgconn.transaction_status == _IDLE and not self._num_transactions and self._pipeline is None:
+            self._autocommit = bool(value)
+        else:
+            super().set_autocommit(value)
 
     def _get_tx_start_command(self) -> bytes:
         self.num_begun += 1

@@ -37,7 +37,7 @@ C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Co
 # As Dramatiq has it.
 _QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
 # Understood by parts that declare no options of actors, or only at the send.
-_OF_MIDDLEWARE = ("on_success", "on_failure", "on_retry_exhausted", "max_age", "time_limit")
+_OF_MIDDLEWARE = {"on_success", "on_failure", "on_retry_exhausted", "max_age", "time_limit"}
 
 
 class Job(Actor[P, R]):
@@ -115,11 +115,18 @@ class Job(Actor[P, R]):
         Raises:
             ArgumentError: An option is unknown, or its value cannot work.
         """
-        known = {*self.broker.actor_options, *_OF_MIDDLEWARE}
-        message: Message[R] = super().message_with_options(
-            args=args, kwargs=kwargs, **prepare(self.actor_name, options, known)
+        if options:
+            # Dramatiq makes names of the actors among them.
+            prepared = prepare(self.actor_name, options, self.broker.actor_options | _OF_MIDDLEWARE)
+            options = super().message_with_options(**prepared).options
+        return Sent(
+            queue_name=self.queue_name,
+            actor_name=self.actor_name,
+            args=args,
+            kwargs=kwargs or {},
+            options=options,
+            message_id=str(uuid7()),
         )
-        return Sent.of(message.copy(message_id=str(uuid7())))
 
     # Sending
 
@@ -159,8 +166,8 @@ class Job(Actor[P, R]):
             ArgumentError: An argument does not fit the signature, or an option cannot work; says which.
             BrokerConnectionError: The database is out of reach; whether the job exists is not known.
         """
-        chosen = {"at": at, "priority": priority, "unique": unique, "tags": tags, **options}
-        message = self._message(args, kwargs, delay, chosen)
+        chosen = _given(at=at, priority=priority, unique=unique, tags=tags)
+        message = self._message(args, kwargs, delay, {**chosen, **options})
         with self._joining(connection, "send_with_options"):
             return self._sent(self.broker.enqueue(message, delay=milliseconds(delay)))
 
@@ -279,6 +286,11 @@ class Job(Actor[P, R]):
             args, kwargs = tuple(delivery.injected(kind) for kind in self.signature.injected), given
         result: R = super().__call__(*args, **kwargs)
         return result
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those of *options* that say something."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 class JobDecorator(Protocol):

@@ -35,28 +35,28 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     wait = delay / 1000 if delay is not None else _until(at)
     if not wait <= MAX_DELAY:
         raise ArgumentError(f"job {name!r}: a delay of {wait:g} s is more than the 100 years allowed")
+    args = options = body = None
+    if isinstance(actor, Job):
+        args = actor.signature.encode(message.args, message.kwargs)
+        options = _options(message, actor.lane(name, args) if actor.is_limited else None)
+    else:
+        body = _plain(message, q_name(message.queue_name))
+    _check_size(name, args, body, max_size)
     tags = message.options.get("tags")
-    row = NewJob(
+    return NewJob(
         id=job_id(message.message_id),
         queue=q_name(message.queue_name),
         actor=name,
         priority=_priority(message, actor),
         delay=wait,
         enqueued=message.message_timestamp / 1000,
-        args=None,
-        options=None,
-        message=None,
+        args=args,
+        options=options,
+        message=body,
         at=at if delay is None else None,
         tags=() if tags is None else check_tags(name, tags),
+        key=_key(message, actor, args, waits=delay is not None or at is not None),
     )
-    if isinstance(actor, Job):
-        args = actor.signature.encode(message.args, message.kwargs)
-        lane = actor.lane(name, args) if actor.is_limited else None
-        row = row._replace(args=args, options=_options(message, lane))
-    else:
-        row = row._replace(message=_plain(message, row.queue))
-    _check_size(row, max_size)
-    return row._replace(key=_key(message, actor, row.args, waits=delay is not None or at is not None))
 
 
 def encode_options(options: dict[str, Any], actor: str) -> str:
@@ -102,11 +102,11 @@ def _key(message: Message[Any], actor: Actor[..., Any] | None, args: str | None,
         raise ArgumentError(f"job {name!r}: {exc}") from None
 
 
-def _check_size(row: NewJob, limit: int) -> None:
-    size = len(row.args.encode()) if row.args is not None else len(row.message or b"")
+def _check_size(name: str, args: str | None, message: bytes | None, limit: int) -> None:
+    size = len(args.encode()) if args is not None else len(message or b"")
     if size > limit:
         raise ArgumentError(
-            f"job {row.actor!r}: its arguments are {size:,} bytes of JSON, expected at most {limit:,}"
+            f"job {name!r}: its arguments are {size:,} bytes of JSON, expected at most {limit:,}"
             " (WORKER_MAX_ARGS): keep what is large in a table or a file, and send its id"
         )
 

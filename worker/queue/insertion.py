@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from worker.queue.new_job import NewJob, columns
+from worker.queue.new_job import NewJob, as_json, columns
 from worker.queue.schema import Schema
 from worker.queue.sending_statements import (
-    COPY_JOBS,
     FIND_HOLDERS,
     INSERT_TAGS,
     LOCK_HOLDERS,
-    LOOK_BEFORE_COPY,
-    NOTIFY_WORKERS,
     REPLACE_JOBS,
     TAKE_KEYS,
     TAKE_OVER_KEYS,
 )
 from worker.queue.statements import INSERT_JOBS
 
-# From here on COPY is faster than the statement, which stays for all that COPY cannot do.
-COPY_FROM = 1000
+# Of one statement, which the server takes apart in memory: jobs, and bytes of what they carry.
+_MOST_JOBS = 5000
+_MOST_BYTES = 16_000_000
 # Each round is lost only to somebody who took the same key meanwhile, or to a claim of its job.
 _ROUNDS = 20
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Standing = dict[UUID, UUID]
 """Of the jobs that were not enqueued, because one with their key was there: that one's id."""
 
 
 class Step(NamedTuple):
-    """One statement, whose answer may be *wanted*; with *rows* a COPY of them."""
+    """One statement, whose answer may be *wanted*."""
 
     statement: bytes
-    parameters: dict[str, Any] | None = None
-    rows: Sequence[tuple[Any, ...]] | None = None
+    parameters: dict[str, Any]
     wanted: bool = True
 
 
@@ -60,10 +56,10 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
     Raises:
         psycopg.OperationalError: Among others, when a key was contended for too long.
     """
-    if conn.pgconn.pipeline_status != PipelineStatus.OFF and all(new.is_plain for new in jobs):
-        _run(conn, _insertion(schema, jobs))  # a pipeline takes no COPY
+    if is_one_statement(jobs):
+        _run(conn, _insertion(schema, jobs))
         return {}
-    with nullcontext() if _is_one_statement(jobs) or not commits_by_itself(conn) else conn.transaction():
+    with conn.transaction() if commits_by_itself(conn) else nullcontext():
         steps = _steps(schema, jobs)
         try:
             step = next(steps)
@@ -79,7 +75,10 @@ async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs:
     if not isinstance(conn, psycopg.AsyncConnection):
         # A view that works in threads: what is behind it is a connection like any other.
         return await asyncio.to_thread(insert, getattr(conn, "pooled", conn), schema, jobs)
-    async with nullcontext() if _is_one_statement(jobs) or not commits_by_itself(conn) else conn.transaction():
+    if is_one_statement(jobs):
+        await _run_async(conn, _insertion(schema, jobs))
+        return {}
+    async with conn.transaction() if commits_by_itself(conn) else nullcontext():
         steps = _steps(schema, jobs)
         try:
             step = next(steps)
@@ -90,8 +89,9 @@ async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs:
             return standing
 
 
-def _is_one_statement(jobs: Sequence[NewJob]) -> bool:
-    return len(jobs) < COPY_FROM and all(new.is_plain for new in jobs)
+def is_one_statement(jobs: Sequence[NewJob]) -> bool:
+    """Whether one statement enqueues *jobs*."""
+    return all(new.is_plain for new in jobs) and len(_portions(jobs)) == 1
 
 
 def commits_by_itself(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
@@ -106,24 +106,14 @@ def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
         return []
     # Whatever cursors and rows the caller's connection makes for the caller.
     with psycopg.Cursor(conn, row_factory=tuple_row) as cur:
-        if step.rows is None:
-            cur.execute(step.statement, step.parameters)
-            return cur.fetchall() if cur.description else []
-        with cur.copy(step.statement) as copy:
-            for row in step.rows:
-                copy.write_row(row)
-        return []
+        cur.execute(step.statement, step.parameters)
+        return cur.fetchall() if cur.description else []
 
 
 async def _run_async(conn: psycopg.AsyncConnection[Any], step: Step) -> list[tuple[Any, ...]]:
     async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cur:
-        if step.rows is None:
-            await cur.execute(step.statement, step.parameters)
-            return await cur.fetchall() if cur.description else []
-        async with cur.copy(step.statement) as copy:
-            for row in step.rows:
-                await copy.write_row(row)
-        return []
+        await cur.execute(step.statement, step.parameters)
+        return await cur.fetchall() if cur.description else []
 
 
 def _steps(schema: Schema, jobs: Sequence[NewJob]) -> Steps:
@@ -143,30 +133,26 @@ def _step(schema: Schema, statement: LiteralString, **parameters: Any) -> Step:
 
 
 def _write(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple[Any, ...]], None]:
-    if len(jobs) < COPY_FROM or not (yield from _copy(schema, jobs)):
-        yield _insertion(schema, jobs)
+    for portion in _portions(jobs):
+        yield _insertion(schema, portion)
     yield from _tag(schema, [(tag, new.id) for new in jobs for tag in new.tags])
 
 
 def _insertion(schema: Schema, jobs: Sequence[NewJob]) -> Step:
-    return _step(schema, INSERT_JOBS, **schema.channels, **columns(jobs))._replace(wanted=False)
+    return _step(schema, INSERT_JOBS, **schema.channels, jobs=as_json(jobs))._replace(wanted=False)
 
 
-def _copy(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple[Any, ...]], bool]:
-    [(now, some_are_there)] = yield _step(schema, LOOK_BEFORE_COPY, ids=[new.id for new in jobs])
-    if some_are_there:
-        return False
-    rows = []
-    for new in jobs:
-        due_at = max(now, new.at) if new.at else now + timedelta(seconds=new.delay)
-        state = "scheduled" if due_at > now else "available"
-        rank = due_at + timedelta(minutes=new.priority)
-        enqueued_at = _EPOCH + timedelta(seconds=new.enqueued)
-        rows.append((new.id, new.queue, new.actor, state, new.priority, due_at, rank, enqueued_at, *new[6:9]))
-    yield Step(schema.render(COPY_JOBS).encode(), rows=rows)
-    channels = {schema.channels["later" if row[3] == "scheduled" else "wake"] for row in rows}
-    yield _step(schema, NOTIFY_WORKERS, channels=sorted(channels))
-    return True
+def _portions(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
+    """*jobs* in as few statements as may be."""
+    if len(jobs) == 1:
+        return [jobs]
+    ends, size = [0], 0
+    for place, new in enumerate(jobs):
+        size += new.size
+        if place > ends[-1] and (size > _MOST_BYTES or place - ends[-1] >= _MOST_JOBS):
+            ends.append(place)
+            size = new.size
+    return [jobs[first:end] for first, end in itertools.pairwise([*ends, len(jobs)])]
 
 
 def _tag(schema: Schema, tagged: Sequence[tuple[str, UUID]]) -> Generator[Step, list[tuple[Any, ...]], None]:

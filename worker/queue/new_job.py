@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from worker.queue.unique import JobKey
 
 
@@ -38,6 +40,11 @@ class NewJob(NamedTuple):
         """Whether its row is all there is of it, so that one statement writes it with any number of others."""
         return self.key is None and not self.tags
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it carries."""
+        return len(self.args or "") + len(self.options or "") + len(self.message or b"")
+
 
 _COLUMNS = {
     "ids": "id",
@@ -51,6 +58,32 @@ _COLUMNS = {
     "messages": "message",
     "instants": "at",
 }
+
+
+def as_json(jobs: Sequence[NewJob]) -> str:
+    """*jobs* as one text, as the statement that enqueues them takes it."""
+    return msgspec.json.encode([_object(new) for new in jobs]).decode()
+
+
+def _object(new: NewJob) -> dict[str, Any]:
+    # What most have not is left out: what is not there is NULL.
+    row: dict[str, Any] = {
+        "id": new.id,
+        "queue": new.queue,
+        "actor": new.actor,
+        "priority": new.priority,
+        "delay": new.delay,
+        "enqueued": new.enqueued,
+    }
+    if new.args is not None:
+        row["args"] = msgspec.Raw(new.args.encode())
+    if new.options is not None:
+        row["options"] = msgspec.Raw(new.options.encode())
+    if new.message is not None:
+        row["message"] = new.message
+    if new.at is not None:
+        row["at"] = new.at
+    return row
 
 
 def columns(jobs: Sequence[NewJob], prefix: str = "") -> dict[str, list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from typing import LiteralString, NamedTuple
 
@@ -81,7 +82,7 @@ class Schema:
         if not SCHEMA_NAME.fullmatch(self.name):
             raise ConfigError(f"schema {self.name!r}: expected {SETTINGS['schema'].expected}")
 
-    @property
+    @cached_property
     def channels(self) -> dict[str, str]:
         """
         Where workers are told something, never with a payload.

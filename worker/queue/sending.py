@@ -13,13 +13,14 @@ from typing import Any, Protocol, TypeVar
 import psycopg
 import psycopg_pool
 from dramatiq.errors import BrokerConnectionError
+from psycopg.pq import TransactionStatus
 
 from worker.errors import LeaseLost, SchemaError
 from worker.pool import Pool, shield
 from worker.queue.binding import bound_connection
 from worker.queue.delivery import current
 from worker.queue.dispatcher import Dispatcher
-from worker.queue.insertion import COPY_FROM, Standing, insert, insert_async
+from worker.queue.insertion import Standing, insert, insert_async, is_one_statement
 from worker.queue.new_job import NewJob
 from worker.queue.schema import Schema
 from worker.queue.sends import SENT_IN_VAIN
@@ -30,6 +31,8 @@ T = TypeVar("T")
 _SEND_PATIENCE = 30.0
 _NO_ANSWER = f"the database did not answer within {_SEND_PATIENCE:.0f} s"
 _STOPPED = "the worker has stopped before it was written"
+# A send of so many takes a connection of its own: the dispatcher has others to serve.
+_MANY = 1000
 # Between two tries when somebody's open transaction has the same unique key: the dispatcher must not wait for it.
 _KEY_PAUSE = 0.2
 
@@ -59,7 +62,7 @@ def write(place: Place, jobs: Sequence[NewJob]) -> Standing:
     if isinstance(bound, psycopg.Connection):
         return insert(bound, place.schema, jobs)
     with _reaching(place, jobs):
-        if place.dispatcher is None or len(jobs) >= COPY_FROM:
+        if place.dispatcher is None or len(jobs) >= _MANY:
             return _borrow(place, jobs)
         for pause in _pauses():
             try:
@@ -82,7 +85,7 @@ async def write_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
     if delivery is not None and delivery.conn is not None:
         return await insert_async(delivery.view, place.schema, jobs)
     with _reaching(place, jobs):
-        if place.dispatcher is None or len(jobs) >= COPY_FROM:
+        if place.dispatcher is None or len(jobs) >= _MANY:
             return await _borrow_async(place, jobs)
         for pause in _pauses():
             try:
@@ -95,8 +98,22 @@ async def write_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
 
 
 def _borrow(place: Place, jobs: Sequence[NewJob]) -> Standing:
-    with place.lender.connection() as conn:
+    with place.lender.connection() as conn, _committing(conn, jobs):
         return insert(conn, place.schema, jobs)
+
+
+@contextmanager
+def _committing(conn: psycopg.Connection[Any], jobs: Sequence[NewJob]) -> Iterator[None]:
+    """One statement needs no transaction around it: that would be a trip more, for COMMIT."""
+    if conn.autocommit or not is_one_statement(jobs):
+        yield
+        return
+    conn.autocommit = True
+    try:
+        yield
+    finally:
+        if conn.pgconn.transaction_status == TransactionStatus.IDLE:
+            conn.autocommit = False
 
 
 async def _borrow_async(place: Place, jobs: Sequence[NewJob]) -> Standing:

@@ -1,4 +1,4 @@
-"""The SQL of what only some sends need: unique keys, tags, and thousands of jobs at once."""
+"""The SQL of what only some sends need: unique keys and tags."""
 
 from __future__ import annotations
 
@@ -105,18 +105,6 @@ INSERT_TAGS: LiteralString = """
     SELECT tag, id
     FROM unnest(%(tags)s::text[], %(tagged)s::uuid[]) AS t(tag, id)
     ON CONFLICT ON CONSTRAINT job_tag_once DO NOTHING"""
-
-# Many at once
-
-# job_pkey. COPY takes values, not expressions, and cannot replace a job that is there.
-LOOK_BEFORE_COPY: LiteralString = """
-    SELECT clock_timestamp(), EXISTS (SELECT FROM {schema}.job WHERE id = ANY(%(ids)s::uuid[]))"""
-
-COPY_JOBS: LiteralString = """
-    COPY {schema}.job (id, queue, actor, state, priority, due_at, rank, enqueued_at, args, options, message)
-    FROM STDIN"""
-
-NOTIFY_WORKERS: LiteralString = "SELECT pg_notify(channel, '') FROM unnest(%(channels)s::text[]) AS told(channel)"
 
 # Housekeeping. Some thousands at a time, because the dispatcher has other things to do. Only keys that nobody has taken
 # for an hour: one that is just being taken over is younger, and so is left alone although its new job is not seen yet.

@@ -25,6 +25,7 @@ _INJECTED: dict[type, str] = {
     Context: "Context",
 }
 _CONNECTIONS = ("Connection", "AsyncConnection")
+_BY_PLACE = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,7 @@ class Signature:
         Raises:
             ArgumentError: They do not fit; the message names the parameter and what was expected.
         """
-        try:
-            given = self._binding.bind(*args, **kwargs).arguments
-        except TypeError as exc:
-            raise ArgumentError(f"job {self.name!r}: {exc}") from None
+        given = self._by_name(args, kwargs)
         for parameter in self.unchecked & given.keys():
             if not is_plain(given[parameter]):
                 raise ArgumentError(
@@ -145,6 +143,20 @@ class Signature:
                 f"job {self.name!r}: an argument holds the character U+0000, which Postgres cannot store"
             )
         return text.decode()
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._by_place is not None and not kwargs and len(args) == len(self._by_place):
+            return dict(zip(self._by_place, args, strict=True))
+        try:
+            return self._binding.bind(*args, **kwargs).arguments
+        except TypeError as exc:
+            raise ArgumentError(f"job {self.name!r}: {exc}") from None
+
+    @cached_property
+    def _by_place(self) -> tuple[str, ...] | None:
+        """Names of the parameters if all of them take arguments by their place: then there is nothing to find out."""
+        kinds = {parameter.kind for parameter in self.parameters.values()}
+        return tuple(self.parameters) if kinds <= _BY_PLACE else None
 
     def parse(self, texts: Mapping[str, str]) -> dict[str, Any]:
         """

@@ -6,20 +6,20 @@ from typing import LiteralString
 
 # Enqueue
 
-# One statement for one job or thousands. Sending a job again under its own id replaces it, as Dramatiq's brokers do;
-# the raised token makes a run of the old one void. NOTIFY once, whatever the number of rows; it is sent by the commit.
-# Jobs for later have a channel of their own: they change when to wake, and there is nothing to claim now.
+# One statement for one job or thousands, which travel as one JSON text: an array for each column costs the sender a
+# multiple. Sending a job again under its own id replaces it, as Dramatiq's brokers do; the raised token makes a run of
+# the old one void. NOTIFY once, whatever the number of rows; it is sent by the commit. Jobs for later have a channel of
+# their own: they change when to wake, and there is nothing to claim now.
 INSERT_JOBS: LiteralString = """
     WITH new AS (
         SELECT n.*, CASE WHEN n.at IS NULL
                 THEN clock_timestamp() + greatest(n.delay, 0) * interval '1 second'
                 ELSE greatest(n.at, clock_timestamp()) -- being late is no priority
             END AS due_at
-        FROM unnest(
-            %(ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(delays)s::float8[],
-            %(enqueued)s::float8[], %(args)s::text[], %(options)s::text[], %(messages)s::bytea[],
-            %(instants)s::timestamptz[]
-        ) AS n(id, queue, actor, priority, delay, enqueued, args, options, message, at)
+        FROM json_to_recordset(%(jobs)s::json) AS n(
+            id uuid, queue text, actor text, priority int, delay float8, enqueued float8, args jsonb, options jsonb,
+            message text, at timestamptz
+        )
     ),
     sent AS (
         INSERT INTO {schema}.job AS job (
@@ -28,7 +28,7 @@ INSERT_JOBS: LiteralString = """
         SELECT id, queue, actor,
             CASE WHEN coalesce(at > clock_timestamp(), delay > 0) THEN 'scheduled' ELSE 'available' END,
             priority, due_at, due_at + priority * interval '60 seconds', to_timestamp(enqueued),
-            args::jsonb, options::jsonb, message
+            args, options, decode(message, 'base64')
         FROM new
         ON CONFLICT ON CONSTRAINT job_pkey DO UPDATE
         SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,

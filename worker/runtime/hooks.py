@@ -9,7 +9,7 @@ from typing import Any
 from dramatiq.middleware import Middleware, MiddlewareError, ShutdownNotifications, TimeLimit
 
 from worker import log
-from worker.queue.broker import PostgresBroker
+from worker.queue.broker import PostgresBroker, overrides
 
 logger = log.get_logger(__name__)
 
@@ -35,9 +35,9 @@ class Hooks:
     def _listen(self, middleware: Middleware) -> None:
         for name in dir(Middleware):
             if name.startswith("before_"):
-                if _overrides(middleware, name):
+                if overrides(middleware, name):
                     self._listeners[name].append(getattr(middleware, name))
-            elif name.startswith("after_") and _overrides(middleware, name):
+            elif name.startswith("after_") and overrides(middleware, name):
                 self._listeners[name].insert(0, getattr(middleware, name))
 
     def before(self, signal: str, *args: Any) -> None:
@@ -62,7 +62,3 @@ class Hooks:
                 hook(self._broker, *args, **kwargs)
             except Exception:
                 logger.exception("middleware.failed", hook=f"{type(hook.__self__).__name__}.after_{signal}")  # type: ignore[attr-defined]  # bound methods
-
-
-def _overrides(middleware: Middleware, name: str) -> bool:
-    return getattr(type(middleware), name, None) is not getattr(Middleware, name)
