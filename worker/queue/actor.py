@@ -241,14 +241,14 @@ class Job(Actor[P, R]):
         return messages
 
     def _message_of(self, row: Any, delay: object, options: Mapping[str, Any]) -> Message[Any]:
+        if isinstance(row, tuple | list):
+            return self._message(tuple(row), None, delay, options)
         if isinstance(row, Message):
             if row.actor_name != self.actor_name:
                 raise ArgumentError(f"job {self.actor_name!r}: it is a message of job {row.actor_name!r}")
             return row.copy(options=self._message((), None, delay, options).options)
         if isinstance(row, Mapping):
             return self._message((), dict(row), delay, options)
-        if isinstance(row, tuple | list):
-            return self._message(tuple(row), None, delay, options)
         raise ArgumentError(
             f"job {self.actor_name!r}: it is {row!r:.100}: expected a tuple of arguments such as (42,), a dict of named"
             " ones, or a message"

@@ -68,6 +68,8 @@ def encode_options(options: dict[str, Any], actor: str) -> str:
 
 
 def _options(message: Message[Any], lane: Any) -> str:
+    if not message.options and lane is None:
+        return "{}"
     options = {name: value for name, value in message.options.items() if name not in OF_THE_ROW}
     if lane is not None:
         options["lane"] = lane
