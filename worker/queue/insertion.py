@@ -24,7 +24,7 @@ from worker.queue.sending_statements import (
     TAKE_KEYS,
     TAKE_OVER_KEYS,
 )
-from worker.queue.statements import INSERT_JOBS
+from worker.queue.statements import INSERT_JOB, INSERT_JOBS
 
 # Of one statement, which the server takes apart in memory: jobs, and bytes of what they carry.
 _MOST_JOBS = 5000
@@ -139,6 +139,8 @@ def _write(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple
 
 
 def _insertion(schema: Schema, jobs: Sequence[NewJob]) -> Step:
+    if len(jobs) == 1:
+        return _step(schema, INSERT_JOB, **schema.channels, **jobs[0]._asdict())._replace(wanted=False)
     return _step(schema, INSERT_JOBS, **schema.channels, jobs=as_json(jobs))._replace(wanted=False)
 
 

@@ -6,10 +6,37 @@ from typing import LiteralString
 
 # Enqueue
 
-# One statement for one job or thousands, which travel as one JSON text: an array for each column costs the sender a
-# multiple. Sending a job again under its own id replaces it, as Dramatiq's brokers do; the raised token makes a run of
-# the old one void. NOTIFY once, whatever the number of rows; it is sent by the commit. Jobs for later have a channel of
-# their own: they change when to wake, and there is nothing to claim now.
+# Sending a job again under its own id replaces it, as Dramatiq's brokers do; the raised token makes a run of the old
+# one void. NOTIFY once, whatever the number of rows; it is sent by the commit. Jobs for later have a channel of their
+# own: they change when to wake, and there is nothing to claim now.
+_OR_REPLACE: LiteralString = """
+        ON CONFLICT ON CONSTRAINT job_pkey DO UPDATE
+        SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,
+            due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
+            message = excluded.message, enqueued_at = excluded.enqueued_at, token = job.token + 1, attempt = 0,
+            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL, ahead = false, suspect_since = NULL,
+            cancelled_at = NULL, sent_at = clock_timestamp()"""
+
+# The statement that most sends are, without what only many jobs need.
+INSERT_JOB: LiteralString = """
+    INSERT INTO {schema}.job AS job (
+        id, queue, actor, state, priority, due_at, rank, enqueued_at, args, options, message
+    )
+    SELECT %(id)s::uuid, %(queue)s::text, %(actor)s::text, CASE WHEN waits THEN 'scheduled' ELSE 'available' END,
+        %(priority)s::int, due_at, due_at + %(priority)s::int * interval '60 seconds',
+        to_timestamp(%(enqueued)s::float8), %(args)s::text::jsonb, %(options)s::text::jsonb, %(message)s::bytea
+    FROM (
+        SELECT CASE WHEN %(at)s::timestamptz IS NULL
+                THEN statement_timestamp() + greatest(%(delay)s::float8, 0) * interval '1 second'
+                ELSE greatest(%(at)s::timestamptz, statement_timestamp()) -- being late is no priority
+            END AS due_at,
+            coalesce(%(at)s::timestamptz > statement_timestamp(), %(delay)s::float8 > 0) AS waits
+    ) AS new{or_replace}
+    RETURNING pg_notify(CASE WHEN job.state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')""".replace(
+    "{or_replace}", _OR_REPLACE
+)
+
+# Any number. They travel as one JSON text: an array for each column costs the sender a multiple.
 INSERT_JOBS: LiteralString = """
     WITH new AS (
         SELECT n.*, CASE WHEN n.at IS NULL
@@ -29,18 +56,12 @@ INSERT_JOBS: LiteralString = """
             CASE WHEN coalesce(at > clock_timestamp(), delay > 0) THEN 'scheduled' ELSE 'available' END,
             priority, due_at, due_at + priority * interval '60 seconds', to_timestamp(enqueued),
             args, options, decode(message, 'base64')
-        FROM new
-        ON CONFLICT ON CONSTRAINT job_pkey DO UPDATE
-        SET queue = excluded.queue, actor = excluded.actor, state = excluded.state, priority = excluded.priority,
-            due_at = excluded.due_at, rank = excluded.rank, args = excluded.args, options = excluded.options,
-            message = excluded.message, enqueued_at = excluded.enqueued_at, token = job.token + 1, attempt = 0,
-            crashes = 0, error = NULL, claimed_by = NULL, claimed_at = NULL, ahead = false, suspect_since = NULL,
-            cancelled_at = NULL, sent_at = clock_timestamp()
+        FROM new{or_replace}
         RETURNING state
     )
     SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
     FROM sent
-    GROUP BY state"""
+    GROUP BY state""".replace("{or_replace}", _OR_REPLACE)
 
 # Claim
 
