@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -37,6 +38,22 @@ def test_a_send_by_itself_is_one_statement_and_one_trip(charge: Any, broker: Pos
 
     # Each statement that nobody has begun a transaction for is one.
     assert spent == Traffic(statements=SENDS, trips=SENDS, commits=SENDS)
+
+
+def test_a_send_of_a_coroutine_is_one_trip_too(charge: Any, broker: PostgresBroker, database: str) -> None:
+    async def send(times: int) -> None:
+        for _ in range(times):
+            await charge.send_async(1)
+
+    with watched() as wire, opened_pool(database) as pool, broker.on(pool, Schema()):
+        asyncio.run(send(PREPARED))
+        before = wire.traffic()
+        asyncio.run(send(SENDS))
+        spent = wire.traffic() - before
+
+        assert spent == Traffic(statements=SENDS, trips=SENDS, commits=SENDS)
+        with pool.connection() as conn:
+            assert not conn.autocommit
 
 
 def test_a_bulk_by_itself_is_one_statement_and_one_trip(charge: Any, broker: PostgresBroker, database: str) -> None:

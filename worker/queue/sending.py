@@ -122,6 +122,8 @@ async def _borrow_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
         # One of the application's, which lends to threads only.
         return await asyncio.to_thread(_borrow, place, jobs)
     async with lender.connection() as conn:
+        if isinstance(conn, psycopg.AsyncConnection) and is_one_statement(jobs):
+            await conn.set_autocommit(True)  # of the view, and with it over
         return await insert_async(conn, place.schema, jobs)
 
 
