@@ -122,6 +122,13 @@ def test_they_share_the_budget_and_stop_together(start: Any, db: psycopg.Connect
     assert "Traceback" not in worker.said
 
 
+def test_those_that_end_in_order_leave_no_thread(start: Any) -> None:
+    worker = all_work(start())
+
+    assert worker.end() == 0
+    assert events(worker, "worker.threads_left") == []
+
+
 def test_ctrl_c_stops_them_too(start: Any) -> None:
     assert all_work(start()).end(signal.SIGINT) == 0
 

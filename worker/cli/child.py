@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import closing
 
 
 def main() -> None:
@@ -22,8 +23,8 @@ def main() -> None:
     try:
         if os.environ.get("PGPASSWORD"):
             keep_secret(f"password='{os.environ['PGPASSWORD']}'")
-        parent = Parent(end)
-        code = run(parent.order(), parent=parent)
+        with closing(Parent(end)) as parent:
+            code = run(parent.order(), parent=parent)
     except (Exception, KeyboardInterrupt) as exc:
         code = exits.report(exc)
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -38,6 +38,10 @@ class Parent:
         self._link = Link(end, "supervisor-link", self._hear, self._gone)
         self._link.start()
 
+    def close(self) -> None:
+        """Nothing is heard or said any more; that the supervisor goes is no matter now. Twice is harmless."""
+        self._link.close()
+
     def order(self) -> Config:
         """
         What this process is to be.
