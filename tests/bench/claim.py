@@ -20,7 +20,9 @@ from uuid import UUID
 import psycopg
 
 from tests.factories import own_database, own_server, scalar
+from tests.plans import blocks, explained
 from worker import clock
+from worker.queue import session
 from worker.queue.exchange import Errand, exchange, follow
 from worker.queue.feed import Room
 from worker.queue.flow import Flow
@@ -91,8 +93,7 @@ def run(url: str, jobs: int, backlog: int, looks: int, *, held: bool) -> None:
 def dispatching(url: str) -> Iterator[Passage]:
     """A session like the dispatcher's."""
     with psycopg.connect(url, autocommit=True) as db:
-        db.execute("SET enable_seqscan = off")
-        db.execute("SET jit = off")
+        session.prepare(db, statement_timeout=60.0)
         History(_SCHEMA).maintain(db)
         yield Passage(db)
 
@@ -156,13 +157,11 @@ class Passage:
 
     def _cost(self, statement: LiteralString, parameters: dict[str, Any], looks: int) -> Cost:
         """In the middle of so many looks; each is undone."""
-        query = f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {_SCHEMA.render(statement)}".encode()
         found = []
         for _ in range(looks):
             with self.db.transaction(force_rollback=True):
-                ((plan,),) = self.db.execute(query, parameters).fetchall()
-            blocks = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
-            found.append(Cost(plan[0]["Execution Time"], blocks))
+                answer = explained(self.db, statement, parameters)
+            found.append(Cost(answer["Execution Time"], blocks(answer["Plan"])))
         return Cost(*map(statistics.median, zip(*found, strict=True)))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, LiteralString
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
 from tests.factories import InThread, column, scalar
+from tests.plans import num_blocks
 from tests.queue.conftest import SCHEMA, claim
 from tests.waiting import wait_until
 from worker import ConfigError, Limit, PostgresBroker, SignatureError, job
+from worker.queue import session
 from worker.queue.claim import Claim
 from worker.queue.history import History
 from worker.queue.identity import uuid7
@@ -351,22 +353,13 @@ LINE = """
     FROM (SELECT now() - n * interval '1 second' AS due FROM generate_series(1, 20000) AS n) AS made"""
 
 
-def num_blocks(db: psycopg.Connection, statement: LiteralString, parameters: dict[str, Any]) -> int:
-    """Blocks that *statement* reads, of which the table has some hundreds."""
-    query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SCHEMA.render(statement)}"
-    row = db.execute(query.encode(), parameters).fetchone()
-    assert row is not None
-    plan = row[0][0]["Plan"]
-    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
-
-
 @pytest.fixture
 def line(db: psycopg.Connection) -> None:
     """20,000 jobs that wait before a lane of two, which is full; a session like the dispatcher's."""
     db.execute(LINE)
     admit(db, SCHEMA)
     db.execute("VACUUM ANALYZE worker.job, worker.knock, worker.gate")
-    db.execute("SET enable_seqscan = off")
+    session.prepare(db, statement_timeout=10.0)
 
 
 @pytest.mark.usefixtures("line")

@@ -11,11 +11,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.factories import backend_pid, scalar
+from tests.plans import num_blocks
 from tests.queue.conftest import SCHEMA, InsertJob, NotingFeed, dispatching
 from tests.queue.test_dispatcher import WAIT, a_job
 from tests.queue.test_lease import Clock
 from tests.waiting import wait_until
 from worker import clock
+from worker.queue import session
 from worker.queue.exchange import Errand, exchange, follow
 from worker.queue.feed import Room
 from worker.queue.flow import Flow
@@ -136,12 +138,10 @@ def pass_by(db: psycopg.Connection, state: str = "available", worker: UUID | Non
 
 
 def blocks(db: psycopg.Connection, statement: LiteralString, parameters: dict[str, Any]) -> int:
-    """How many *statement* reads, which is undone; planned as a dispatcher's session does."""
+    """How many *statement* reads, which is undone; planned as in a dispatcher's session."""
+    session.prepare(db, statement_timeout=10.0)
     with db.transaction(force_rollback=True):
-        db.execute("SET LOCAL enable_seqscan = off")
-        query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SCHEMA.render(statement)}".encode()
-        ((plan,),) = db.execute(query, parameters).fetchall()
-    return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+        return num_blocks(db, statement, parameters)
 
 
 # Flat

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from tests.factories import own_database
-from tests.queue.conftest import SCHEMA
+from tests.plans import blocks, explained, num_blocks
 from worker import Queues
+from worker.queue import session
 from worker.queue.lease_statements import LIST_CLAIMED, RESCUE_JOBS
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
 from worker.queue.marks import Marks
@@ -60,7 +61,7 @@ def crowded(server: str) -> Iterator[psycopg.Connection]:
         Queues(db).limit("billing", running=5, starts=10, per=60, force=True)
         db.execute("INSERT INTO worker.job (queue, actor, args) VALUES ('billing', 'charge', '{}')")
         db.execute("VACUUM ANALYZE worker.job")
-        db.execute("SET enable_seqscan = off")
+        session.prepare(db, statement_timeout=10.0)
         yield db
 
 
@@ -68,14 +69,37 @@ def crowded(server: str) -> Iterator[psycopg.Connection]:
 def test_a_statement_uses_its_index_and_reads_only_a_few_blocks(crowded: psycopg.Connection, name: str) -> None:
     statement, parameters, index = CASES[name]
 
-    explained = crowded.execute(
-        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SCHEMA.render(statement)}".encode(), parameters
-    ).fetchone()
+    plan = explained(crowded, statement, parameters)["Plan"]
 
-    assert explained is not None
-    plan = explained[0][0]["Plan"]
     assert index in indexes(plan)
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < FEW
+    assert blocks(plan) < FEW
+
+
+QUEUES, OF_EACH = 50, 500
+ACTORS = [f"actor {n}" for n in range(100)]
+MANY = """
+    INSERT INTO worker.job (id, queue, actor, state, due_at, rank, enqueued_at, args)
+    SELECT gen_random_uuid(), 'queue ' || queue, 'actor ' || n %% 100, 'available', due, due, now(), '{}'
+    FROM generate_series(1, %(queues)s) AS queue
+    CROSS JOIN (SELECT n, now() - n * interval '1 second' AS due FROM generate_series(1, %(of_each)s) AS n) AS made
+    ORDER BY due"""
+
+
+@pytest.mark.parametrize("analyzed", [True, False], ids=["analyzed", "not yet analyzed"])
+@pytest.mark.parametrize("statement", [CLAIM_JOBS, CLAIM_WITHIN_LIMITS], ids=["claim", "claim within limits"])
+def test_a_claim_of_many_queues_reads_only_the_first_jobs_of_each(
+    db: psycopg.Connection, statement: LiteralString, *, analyzed: bool
+) -> None:
+    session.prepare(db, statement_timeout=10.0)
+    db.execute("ALTER TABLE worker.job SET (autovacuum_enabled = false)")
+    db.execute(MANY, {"queues": QUEUES, "of_each": OF_EACH})
+    if analyzed:
+        db.execute("ANALYZE worker.job")
+    queues = [f"queue {n}" for n in range(1, QUEUES + 1)]
+    looked_at = {**Marks().parameters(queues), **Marks().parameters([], "limited_")}
+    room = {**CLAIM, **looked_at, "limit": 2, "free": 2, "actors": ACTORS, "holding": [], "checkouts": 0}
+
+    assert num_blocks(db, statement, room) < QUEUES * 20
 
 
 def indexes(plan: dict[str, Any]) -> set[str]:

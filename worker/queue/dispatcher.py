@@ -14,7 +14,7 @@ from psycopg import sql
 
 from worker import clock, log
 from worker.pool import Pool
-from worker.queue import lanes, rates
+from worker.queue import lanes, rates, session
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.exchange import Errand, Reply, exchange, follow
@@ -60,14 +60,6 @@ _ADMIT_AGAIN = 0.02
 _SWEEP = 10.0
 # After a statement's own timeout, until nothing more is expected of the network either.
 _ON_THE_WAY = 0.5
-# Nothing here may wait for somebody else's lock for as long as to miss a heartbeat: whoever is in the way, say a
-# transaction that sends a running job again and stays open, is passed by and met again later.
-_LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
-# Statistics of a table that was empty a moment ago make a scan of it all look cheap.
-_NO_SCANS = "SET enable_seqscan = off"
-# Where a scan cannot be avoided, the one before makes its cost look astronomic, and the server would spend a second
-# on compiling a statement of a millisecond.
-_NO_JIT = "SET jit = off"
 
 
 class Dispatcher:
@@ -322,10 +314,7 @@ class Dispatcher:
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
         self._busy_since = clock.monotonic()
-        conn.execute(f"SET statement_timeout = {int(self._statement_timeout * 1000)}".encode())
-        conn.execute(_LOCK_TIMEOUT)
-        conn.execute(_NO_SCANS)
-        conn.execute(_NO_JIT)
+        session.prepare(conn, statement_timeout=self._statement_timeout)
         conn.add_notify_handler(lambda notification: self._told(notification.channel))
         for channel in self.schema.channels.values():
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))

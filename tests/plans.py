@@ -1,0 +1,39 @@
+"""How the server answers a statement of ours in a session like the dispatcher's, where each is planned once."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
+
+from worker.queue.schema import Schema
+
+
+def explained(db: psycopg.Connection, statement: LiteralString, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `EXPLAIN ANALYZE` tells of *statement* as the server runs it when prepared, with plan and times."""
+    query = PostgresQuery(Transformer.from_context(db))
+    query.convert(Schema().render(statement).encode(), parameters)
+    values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in query._order or ())
+    # EXPLAIN would plan the statement itself for these parameters; EXECUTE asks what is prepared.
+    db.execute(b"PREPARE explained AS " + query.query)
+    try:
+        asked = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT JSON) EXECUTE explained({})").format(values)
+        row = db.execute(asked).fetchone()
+    finally:
+        db.execute("DEALLOCATE explained")
+    assert row is not None
+    answer: dict[str, Any] = row[0][0]
+    return answer
+
+
+def blocks(plan: dict[str, Any]) -> int:
+    """Of 8 kB, that were looked at."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def num_blocks(db: psycopg.Connection, statement: LiteralString, parameters: dict[str, Any]) -> int:
+    """Blocks that *statement* looks at."""
+    return blocks(explained(db, statement, parameters)["Plan"])
