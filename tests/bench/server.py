@@ -43,12 +43,13 @@ def num_tcp_connections(port: int) -> int:
 
 
 def statements(db: psycopg.Connection) -> int:
-    """In the database of *db* since `count_statements`, BEGIN and COMMIT included."""
+    """In the database of *db* since `count_statements`, BEGIN and COMMIT included, without this look at them."""
     return int(
         scalar(
             db,
             "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements"
-            " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND query NOT LIKE '%%pg_stat_statements%%'",
         )
     )
 

@@ -67,7 +67,7 @@ class GatheringFeed(NotingFeed):
 @pytest.fixture
 def _no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is seen is told, and not met by the next poll."""
-    monkeypatch.setattr("worker.queue.dispatcher._POLL", 60.0)
+    monkeypatch.setattr("worker.queue.turns.LONGEST", 60.0)
 
 
 @pytest.mark.usefixtures("_no_polls")

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from worker import clock, log
 from worker.pool import Pool
-from worker.queue import lanes, rates, session
+from worker.queue import lanes, rates, session, turns
 from worker.queue.alarm import Alarm
 from worker.queue.claim import Claim
 from worker.queue.exchange import Errand, Reply, exchange, follow
@@ -38,12 +38,6 @@ logger = log.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Polling is the truth and NOTIFY the hurry: a lost notification costs at most this.
-_POLL = 2.0
-# Closer beside other workers, whose jobs may be lost with them: one that has just begun nobody else knows of ...
-_POLL_WITH_OTHERS = 1.5
-# ... and closer still while they are known to run some.
-_POLL_WHILE_OTHERS_RUN = 1.0
 # A job that is cancelled may be on its way to its body, where no interrupt reaches it yet.
 _POLL_IN_CANCEL = 0.25
 # Between two attempts to work with the server, growing. At most a third of what others wait until they take a worker
@@ -546,8 +540,9 @@ class Dispatcher:
             self._full_looks.spend(look.took, look.workers)
         self._hungry |= look.has_available or rescued
         self._next_due = float("inf") if look.next_due is None else now + max(0.0, look.next_due)
-        poll = _POLL_WHILE_OTHERS_RUN if look.others_run else _POLL_WITH_OTHERS if look.workers > 1 else _POLL
-        self._renew_at = now + min(poll if rescue is None else rescue.again_in, self.lease.duration / 3)
+        period = min(turns.period(look.workers, others_run=look.others_run), self.lease.duration / 3)
+        turn = turns.until_turn(look.at, look.nth, look.workers, period) if look.workers > 1 else period
+        self._renew_at = now + (turn if rescue is None else min(rescue.again_in, period))
         if look.cancelled:
             self._renew_at = min(self._renew_at, now + _POLL_IN_CANCEL)
             self._cancel(look.cancelled)
@@ -587,7 +582,7 @@ class Dispatcher:
         # What came with the last reply has been read already, and makes no socket readable.
         if self._hear(conn):
             return
-        if self._alarm.wait(min(seconds, _POLL), conn.fileno()):
+        if self._alarm.wait(min(seconds, turns.LONGEST), conn.fileno()):
             conn.pgconn.consume_input()
             self._hear(conn)
 

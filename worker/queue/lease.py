@@ -56,7 +56,8 @@ class Look(NamedTuple):
         has_throttled: ... for their rate; maybe of a limit that no code knows any more. None when that was not
             looked at.
         toil: What looking for the first jobs has cost, see marks.py.
-        workers: How many there are, this one included.
+        workers: How many there are, this one included; it is the *nth* of them, counted from 0.
+        at: When it was, database clock, in seconds since 1970.
         took: Seconds, at the server.
         cancelled: The tokens, by id, of this worker's jobs that somebody has cancelled.
     """
@@ -70,6 +71,8 @@ class Look(NamedTuple):
     has_throttled: bool | None
     toil: int
     workers: int
+    nth: int
+    at: float
     took: float
     cancelled: dict[str, int] | None = None
 
@@ -201,7 +204,7 @@ class Lease:
             return None
         self._renewed_at = beat.asked_at
         (toil_before, next_due, has_available, toil_after, needs_rescue, others_run, has_held, has_throttled,
-         paused_queues, paused_actors, limited_queues, cancelled, workers, took) = row  # fmt: skip
+         paused_queues, paused_actors, limited_queues, cancelled, workers, nth, at, took) = row  # fmt: skip
         return Look(
             next_due,
             has_available,
@@ -212,6 +215,8 @@ class Lease:
             has_throttled,
             toil=toil_after - toil_before,
             workers=workers,
+            nth=nth,
+            at=at,
             took=took,
             cancelled=cancelled,
         )

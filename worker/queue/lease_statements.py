@@ -132,6 +132,9 @@ RENEW_LEASE: LiteralString = """
             )
         END AS cancelled,
         (SELECT count(*) FROM {schema}.worker) AS workers,
+        -- By digits that are random: workers of one machine, which die together, should not stand beside each other.
+        (SELECT count(*) FROM {schema}.worker AS other WHERE right(other.id::text, 12) < right(me.id::text, 12)) AS nth,
+        extract(epoch FROM clock_timestamp())::float8 AS at,
         extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 AS took""".replace(
     "{toil}", TOIL
 ).replace("{orphans}", ORPHANS)
