@@ -23,10 +23,13 @@ import pytest
 from tests.embedded.processes import require_binaries
 from tests.factories import column, own_database, own_server, scalar
 from tests.waiting import wait_until
+from worker.config import Address
 from worker.embedded import EmbeddedPostgres, binaries, shelter
 from worker.embedded.account import server_account
 from worker.embedded.places import Places
 from worker.embedded.postgres import Postgres
+from worker.observe import Page
+from worker.observe.http import ask
 from worker.queue.identity import uuid7
 from worker.queue.insertion import insert
 from worker.queue.new_job import NewJob
@@ -94,6 +97,7 @@ class WorkerProcess:
 
 
 StartWorker = Callable[..., WorkerProcess]
+Ask = Callable[[str], Page]
 
 
 @pytest.fixture
@@ -112,6 +116,17 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
             return process
 
         yield start
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Address:
+    """For `--http`."""
+    return Address(path=str(tmp_path / "http"))
+
+
+@pytest.fixture
+def page(address: Address) -> Ask:
+    return lambda path: ask(address, path, timeout=WAIT)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 import time
 from contextlib import suppress
 
@@ -77,6 +78,21 @@ def hang(seconds: float) -> None:
 def deaf() -> None:
     """Busy in C, which hears of nothing."""
     time.sleep(600)
+
+
+@job(timeout=0.3, max_retries=0)
+def deaf_until(gate: str) -> None:
+    """Waits in C for somebody to write to this pipe."""
+    os.close(os.open(gate, os.O_RDONLY))
+
+
+_pair = threading.Barrier(2)
+
+
+@job(max_retries=0)
+def meet() -> None:
+    """Done only where two run at once."""
+    _pair.wait(20)
 
 
 @job(timeout=0.3, max_retries=0)

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,11 @@ import psycopg
 import pytest
 
 from tests.factories import column
-from tests.lifecycle.conftest import ROOT, WAIT, RestartableServer, StartWorker, busy_in_sql, running_in, send
+from tests.lifecycle.conftest import ROOT, WAIT, Ask, RestartableServer, StartWorker, busy_in_sql, running_in, send
 from tests.waiting import wait_until
 from worker.config import Address
 from worker.observe import Page
-from worker.observe.http import ask
 from worker.queue.schema import Schema
-
-Ask = Callable[[str], Page]
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Address:
-    return Address(path=str(tmp_path / "http"))
-
-
-@pytest.fixture
-def page(address: Address) -> Ask:
-    return lambda path: ask(address, path, timeout=WAIT)
 
 
 def reasons(page: Page) -> dict[str, Any]:

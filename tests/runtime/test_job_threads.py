@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.running import WAIT
 from worker.runtime.job_threads import JobThreads
@@ -16,12 +17,17 @@ Started = Callable[[Callable[[], object]], None]
 
 
 class Calling:
-    """An execution whose claims are the bodies, and hooks that nobody has written."""
+    """An execution whose claims are the bodies, and hooks that note which threads end."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
 
     def run(self, body: Callable[[], object]) -> None:
         body()
 
-    def before(self, signal: str, *args: Any) -> None: ...
+    def before(self, signal: str, *args: Any) -> None:
+        if signal == "worker_thread_shutdown":
+            self.ended.append(args[0].name)
 
     def after(self, signal: str, *args: Any) -> None: ...
 
@@ -122,3 +128,111 @@ def test_one_that_stands_by_joins_in_where_short_jobs_wait_rather_than_compute(
 
     threads._num_taken = 1
     assert not threads._are_quick()
+
+
+# One that a job keeps
+
+
+class Kept:
+    """A job that keeps its thread until it is let go."""
+
+    def __init__(self, start: Started) -> None:
+        self._enough, begun = threading.Event(), threading.Event()
+        self.then: Callable[[], object] = lambda: None
+
+        def keep() -> None:
+            self.thread = threading.current_thread()
+            begun.set()
+            assert self._enough.wait(WAIT)
+            self.then()
+
+        start(keep)
+        assert begun.wait(WAIT)
+
+    @property
+    def ident(self) -> int:
+        assert self.thread.ident is not None
+        return self.thread.ident
+
+    def let_go(self) -> None:
+        self._enough.set()
+
+
+def meeting(start: Started, number: int) -> bool:
+    """Whether so many jobs run at once."""
+    together = threading.Barrier(number + 1, timeout=WAIT)
+    for _ in range(number):
+        start(together.wait)
+    together.wait()
+    return True
+
+
+def test_a_thread_that_a_job_keeps_is_replaced_by_one_whose_name_says_so(threads: JobThreads, start: Started) -> None:
+    kept = Kept(start)
+
+    lost, successor = threads.replace(kept.ident)
+
+    assert (lost, successor) == (kept.thread.name, f"{kept.thread.name}.2")
+    assert meeting(start, 3)
+    kept.let_go()
+
+
+def test_a_successor_that_is_kept_as_well_has_one_of_its_own(threads: JobThreads, start: Started) -> None:
+    kept = [Kept(start) for _ in range(3)]
+    names = {threads.replace(one.ident)[1] for one in kept}
+    again = [Kept(start) for _ in range(3)]
+
+    assert {one.thread.name for one in again} == names == {"job-1.2", "job-2.2", "job-3.2"}
+    assert {threads.replace(one.ident)[1] for one in again} == {"job-1.3", "job-2.3", "job-3.3"}
+    assert meeting(start, 3)
+    for one in (*kept, *again):
+        one.let_go()
+
+
+def test_a_thread_that_was_replaced_ends_after_its_job_and_takes_no_other(threads: JobThreads, start: Started) -> None:
+    kept = Kept(start)
+    threads.replace(kept.ident)
+    started, ran_on = threading.Event(), []
+
+    def note() -> None:
+        ran_on.append(threading.current_thread())
+        started.set()
+
+    # From the thread of the job that ends, as the feed does when a slot gets free.
+    kept.then = lambda: start(note)
+    kept.let_go()
+
+    assert started.wait(WAIT)
+    kept.thread.join(WAIT)
+    assert not kept.thread.is_alive()
+    assert kept.thread not in ran_on
+    assert threads._hooks.ended == [kept.thread.name]  # type: ignore[attr-defined]
+    assert (threads.dead, threads._retired) == ([], set())
+
+
+def test_a_thread_that_was_replaced_is_named_at_the_end_when_its_job_never_returns() -> None:
+    with capture_logs() as logs, JobThreads(1, Calling(), lambda claim: None, Calling()) as threads:  # type: ignore[arg-type]
+        kept = Kept(threads.start)  # type: ignore[arg-type]
+        threads.replace(kept.ident)
+
+    assert [entry["thread"] for entry in logs if entry["event"] == "job_thread.left"] == ["job-1"]
+    kept.let_go()
+    kept.thread.join(WAIT)
+
+
+def test_where_the_system_gives_no_more_threads_nothing_has_changed(
+    threads: JobThreads, start: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(start)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threads.replace(kept.ident)
+    kept.let_go()
+
+    assert meeting(start, 3)
+    assert kept.thread.is_alive()

@@ -92,11 +92,12 @@ class Pages:
                 "worker": str(child.worker_id) if child.worker_id else None,
                 "stage": child.stage,
                 "running": (health or {}).get("running", 0),
+                "stuck": (health or {}).get("stuck", 0),
             }
             for child, health in told.items()
         ]
-        running = sum(process["running"] for process in processes)
-        body = {"ok": not reasons, "reasons": reasons, "running": running, "processes": processes}
+        running, stuck = (sum(process[what] for process in processes) for what in ("running", "stuck"))
+        body = {"ok": not reasons, "reasons": reasons, "running": running, "stuck": stuck, "processes": processes}
         return Page(503 if reasons else 200, "application/json", json.dumps(body) + "\n")
 
 

@@ -52,6 +52,11 @@ class Guard(ABC):
         self._put_off = False
         self._complete: threading.Event | None = None  # made by the one in many that fires
 
+    @property
+    def job_thread(self) -> int | None:
+        """The job thread that the body keeps from other jobs; None when it keeps none."""
+        return None
+
     @abstractmethod
     def where(self) -> str:
         """The body's stack."""
@@ -140,6 +145,10 @@ class ThreadGuard(Guard):
     def __init__(self, delivery: Delivery) -> None:
         super().__init__(delivery)
         self._thread = threading.get_ident()
+
+    @property
+    def job_thread(self) -> int:
+        return self._thread
 
     def where(self) -> str:
         return stack_of_thread(self._thread)

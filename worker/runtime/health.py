@@ -56,7 +56,12 @@ class Health:
 
     def told(self) -> dict[str, Any]:
         """Both, for the supervisor of this process."""
-        return {"troubles": self._vitals.troubles(), "reasons": self._reasons(), "running": self._feed.num_running}
+        return {
+            "troubles": self._vitals.troubles(),
+            "reasons": self._reasons(),
+            "running": self._feed.num_running,
+            "stuck": self._feed.num_aside,
+        }
 
     def families(self) -> list[Family]:
         """The numbers, for the same."""
@@ -90,6 +95,7 @@ class Health:
             "stage": self._vitals.stage.value,
             "worker": str(self._dispatcher.lease.worker_id),
             "running": self._feed.num_running,
+            "stuck": self._feed.num_aside,
         }
         return Page(503 if reasons else 200, "application/json", json.dumps(body) + "\n")
 
@@ -103,6 +109,9 @@ class Health:
         )
         yield _gauge("worker_ready", "Whether /readyz says so.", ({}, float(not self._reasons())), together="min")
         yield _gauge("worker_slots", "How many jobs may run at once.", ({}, self._feed.num_slots))
+        yield _gauge(
+            "worker_jobs_stuck", "Jobs that heed no interrupt, and whose slots others have.", ({}, self._feed.num_aside)
+        )
         running = dict.fromkeys(self._feed.queues, 0)
         for claim in self._feed.running():
             running[claim.queue] = running.get(claim.queue, 0) + 1

@@ -29,6 +29,8 @@ class JobThreads:
 
     Only as many are awake as have work, because each that is not needed costs the others the interpreter: a thread
     that ends a job takes the next by itself, and one that takes a job behind which others wait wakes one more.
+
+    One that a job keeps for good can be replaced; it ends after that job.
     """
 
     def __init__(self, count: int, execution: Execution, finished: Callable[[Claim], None], hooks: Hooks) -> None:
@@ -43,6 +45,7 @@ class JobThreads:
         self._seen = (0, 0.0, 0.0)  # that number, the time and our CPU time, when the one that stands by looked last
         self._stopped = False
         self._idents: set[int] = set()
+        self._retired: set[threading.Thread] = set()
         self._threads = [threading.Thread(target=self._run, name=f"job-{n}", daemon=True) for n in range(1, count + 1)]
 
     def __enter__(self) -> JobThreads:
@@ -58,7 +61,7 @@ class JobThreads:
                 bed.release()
             self._asleep.clear()
         deadline = clock.monotonic() + 2.0
-        for thread in self._threads:
+        for thread in (*self._threads, *self._retired):
             thread.join(max(0.0, deadline - clock.monotonic()))
             if thread.is_alive():
                 logger.error("job_thread.left", thread=thread.name)
@@ -76,6 +79,23 @@ class JobThreads:
             claims = [*self._waiting]
             self._waiting.clear()
         return claims
+
+    def replace(self, ident: int) -> tuple[str, str]:
+        """
+        Let the thread *ident* end after the job that it runs, and start another in its place; returns their names.
+
+        Raises:
+            RuntimeError: The system gives us no more threads; nothing has changed.
+        """
+        place, thread = next((n, one) for n, one in enumerate(self._threads) if one.ident == ident)
+        successor = threading.Thread(target=self._run, name=_successor(thread.name), daemon=True)
+        successor.start()
+        with self._lock:
+            self._threads[place] = successor
+            self._retired.add(thread)
+            # What it starts when its job ends is no longer its own to take.
+            self._idents.discard(ident)
+        return thread.name, successor.name
 
     @property
     def dead(self) -> list[str]:
@@ -96,7 +116,10 @@ class JobThreads:
                 self._execution.give_up(claim, exc)
             finally:
                 self._finished(claim)
+            if self._retired and thread in self._retired:
+                break
         self._hooks.before("worker_thread_shutdown", thread)
+        self._retired.discard(thread)
 
     def _next(self, bed: threading.Lock) -> Claim | None:
         """
@@ -145,3 +168,9 @@ class JobThreads:
         if num_taken < 2 or took * num_others > num_taken * _QUICK:
             return False
         return time.process_time() - cpu_seen > took * _BUSY
+
+
+def _successor(name: str) -> str:
+    """`job-3`, then `job-3.2`, then `job-3.3`."""
+    place, _, generation = name.partition(".")
+    return f"{place}.{int(generation or 1) + 1}"

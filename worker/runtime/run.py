@@ -31,6 +31,7 @@ from worker.runtime.job_threads import JobThreads
 from worker.runtime.modules import load
 from worker.runtime.parent import Parent
 from worker.runtime.reload import Reload, reexecute, say_goodbye
+from worker.runtime.replacement import Replacement
 from worker.runtime.signals import Stop, StoppedEarly, hold, stop_on_signals
 from worker.runtime.slot_feed import SlotFeed
 from worker.runtime.supervision import RELOAD, Supervision
@@ -204,6 +205,7 @@ def working(
         answers = Answers(pool, broker.schema, lease.worker_id)
         dispatcher.answer = answers.write
         watchdog = stack.enter_context(Watchdog(pool, stuck=config.stuck))
+        watchdog.replace = Replacement(feed, tally)
         stack.enter_context(
             vitals.watching(dispatcher=lambda: _trouble(dispatcher), watchdog=dead_unless(lambda: watchdog.is_alive))
         )

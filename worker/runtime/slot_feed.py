@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
 from dramatiq import Actor
@@ -29,6 +31,10 @@ _PATIENCE = 0.05
 _GATHERING = 0.005
 # What was claimed ahead and has run for so long is no longer taken for a bystander should this worker die.
 _MARK_AFTER = 0.01
+# Of the slots, but one at least: so many may be had twice, by a job that is stuck and by one that runs instead. Each of
+# the former keeps a thread, memory, perhaps a connection. If more than half are stuck, it is no longer one bad job but
+# what they share, say a service that does not answer: what runs instead would be next, and more threads no remedy.
+_MAX_ASIDE = 0.5
 
 
 class Run:
@@ -43,11 +49,20 @@ class Run:
         self.started_at = clock.monotonic()
 
 
+class Aside(NamedTuple):
+    """How a job was put aside: the thread that it keeps and the one that runs jobs instead, and how many are by now."""
+
+    thread: str | None
+    successor: str | None
+    number: int
+
+
 class SlotFeed(Feed):
     """
     Admits jobs against two limits: *slots* for all of them, *checkouts* for those that take a connection.
 
     What is claimed ahead of a slot waits in a line, in the order of its claim, for moments: then it is given back.
+    A job that is stuck is put aside: its slot is another's until it comes back, but it keeps its connection and runs.
     """
 
     def __init__(
@@ -59,6 +74,7 @@ class SlotFeed(Feed):
         self._queues = queues
         self._lock = threading.Lock()
         self._running: dict[tuple[UUID, int], Run] = {}
+        self._aside: dict[tuple[UUID, int], Run] = {}
         self._line: deque[tuple[float, Claim]] = deque()
         self._lookahead = Lookahead()
         self._low = 0  # when so few wait in the line, more should be claimed
@@ -97,10 +113,11 @@ class SlotFeed(Feed):
     def rooms(self) -> list[Room]:
         actors = dict(self._broker.actors)
         with self._lock:
-            free, ahead, checkouts = self._free()
-            idle = not self._running and not self._line
+            lendable = self._lendable()
+            free, ahead, checkouts = self._free(lendable)
+            idle = not self._running and not self._aside and not self._line
         limit = free + ahead
-        if self._slots <= self._checkouts:
+        if self._slots <= lendable:
             return [Room(self.queues, _names(actors, lambda _: True), limit, free, idle=idle)]
         holding = _names(actors, takes_connection)
         others = _names(actors, lambda actor: not takes_connection(actor))
@@ -110,7 +127,10 @@ class SlotFeed(Feed):
         now = clock.monotonic()
         with self._lock:
             self._line.extend((now, claim) for claim in claims)
+            # Asked for when no job was put aside yet, perhaps.
+            surplus = self._sort_out() if self._aside else []
             admitted = self._admit()
+        self._release(surplus)
         for claim in admitted:
             self._start(claim)
 
@@ -149,7 +169,7 @@ class SlotFeed(Feed):
     def begun(self) -> list[Claim]:
         late = clock.monotonic() - _MARK_AFTER
         with self._lock:
-            runs = [run for run in self._running.values() if not run.marked and run.started_at <= late]
+            runs = [run for run in self._runs() if not run.marked and run.started_at <= late]
             for run in runs:
                 run.marked = True
         return [run.claim for run in runs]
@@ -157,13 +177,41 @@ class SlotFeed(Feed):
     @property
     def look_at(self) -> float:
         with self._lock:
-            unmarked = [run.started_at + _MARK_AFTER for run in self._running.values() if not run.marked]
+            unmarked = [run.started_at + _MARK_AFTER for run in self._runs() if not run.marked]
             waiting = [self._line[0][0] + _PATIENCE, clock.monotonic() + _GATHERING] if self._line else []
         return min([*unmarked, *waiting], default=float("inf"))
 
     @property
     def leisure(self) -> float:
         return _GATHERING if len(self._line) > self._low else 0.0
+
+    # Called by the watchdog
+
+    def put_aside(self, claim: Claim, ident: int | None) -> Aside | None:
+        """
+        Give the slot of *claim*, which is stuck, to others, and have another thread instead of its own, *ident*.
+
+        None, and nothing changes, when too many are aside already, when it must run alone, when it is over by now.
+
+        Raises:
+            RuntimeError: The system gives us no more threads; nothing has changed.
+        """
+        with self._lock:
+            run = self._running.get(claim.proof)
+            if run is None or claim.suspect or self._threads is None or len(self._aside) >= self.max_aside:
+                return None
+            # Under the lock, so that its thread cannot end the job before and take another.
+            thread, successor = (None, None) if ident is None else self._threads.replace(ident)
+            self._aside[claim.proof] = self._running.pop(claim.proof)
+            told = Aside(thread, successor, len(self._aside))
+            surplus = self._sort_out()
+            admitted = self._admit()
+        self._release(surplus)
+        for one in admitted:
+            self._start(one)
+        if self._broker.dispatcher is not None:
+            self._broker.dispatcher.wake()
+        return told
 
     # Called by the slots, and by the drain
 
@@ -173,8 +221,10 @@ class SlotFeed(Feed):
             run = self._running.pop(claim.proof, None)
             if run is not None:
                 self._lookahead.ran(clock.monotonic() - run.started_at)
+            else:
+                self._aside.pop(claim.proof, None)
             admitted = self._admit()
-            if not self._running:
+            if not self._running and not self._aside:
                 self.idle.set()
             low = len(self._line) <= self._low
         for one in admitted:
@@ -190,9 +240,9 @@ class SlotFeed(Feed):
         return claims
 
     def running(self) -> list[Claim]:
-        """The jobs that are in a slot."""
+        """The jobs that are in a slot, and those that have lost theirs."""
         with self._lock:
-            return [run.claim for run in self._running.values()]
+            return [run.claim for run in self._runs()]
 
     @property
     def num_slots(self) -> int:
@@ -200,17 +250,37 @@ class SlotFeed(Feed):
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._aside)
 
-    def _free(self) -> tuple[int, int, int]:
+    @property
+    def num_aside(self) -> int:
+        """How many of them are stuck, and their slots are others'."""
+        return len(self._aside)
+
+    @property
+    def max_aside(self) -> int:
+        return max(1, int(self._slots * _MAX_ASIDE))
+
+    def _runs(self) -> Iterator[Run]:
+        return chain(self._running.values(), self._aside.values())
+
+    def _lendable(self) -> int:
+        """How many connections there are for those in the slots: what is aside keeps what it was lent, or has taken."""
+        if not self._aside:
+            return self._checkouts
+        taken = Counter(checkout.holder for checkout in self._broker.pool.checkouts())
+        return self._checkouts - sum(max(run.holds, taken[run.claim.holder]) for run in self._aside.values())
+
+    def _free(self, lendable: int) -> tuple[int, int, int]:
         """How many jobs can start now, how many may be claimed ahead, and how many that take a connection can start."""
         runs = list(self._running.values())
         if self._threads is None or any(run.claim.suspect for run in runs):
             return 0, 0, 0
         free = self._slots - len(runs) - len(self._line)
         # Where a job may find a slot and no connection, the line would not be one.
-        if self._slots > self._checkouts:
-            return max(0, free), 0, max(0, min(free, self._checkouts - sum(run.holds for run in runs)))
+        if self._slots > lendable:
+            holding = sum(run.holds for run in runs) + sum(self._holds(claim) for _, claim in self._line)
+            return max(0, free), 0, max(0, min(free, lendable - holding))
         recent = clock.monotonic() - _PATIENCE
         quick = self._slots - sum(run.started_at < recent for run in runs)
         waiting = max(0, -free)
@@ -222,13 +292,36 @@ class SlotFeed(Feed):
         if self._broker.dispatcher is not None:
             self._broker.dispatcher.forget(claim)
 
+    def _release(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            if self._broker.dispatcher is not None:
+                self._broker.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
+
+    def _sort_out(self) -> list[Claim]:
+        """Take out of the line what takes a connection and would find none in its slot."""
+        lendable = self._lendable()
+        if self._slots <= lendable:
+            return []
+        left = lendable - sum(run.holds for run in self._running.values())
+        line, surplus = self._line, []
+        self._line = deque()
+        for since, claim in line:
+            if self._holds(claim) and (left := left - 1) < 0:
+                surplus.append(claim)
+            else:
+                self._line.append((since, claim))
+        return surplus
+
+    def _holds(self, claim: Claim) -> bool:
+        return takes_connection(self._broker.actors.get(claim.actor))
+
     def _admit(self) -> list[Claim]:
         """Give the free slots to the first in the line."""
         admitted = []
         while self._line and len(self._running) < self._slots:
             _, claim = self._line.popleft()
             actor = self._broker.actors.get(claim.actor)
-            self._running[claim.proof] = Run(claim, holds=actor is not None and takes_connection(actor))
+            self._running[claim.proof] = Run(claim, holds=takes_connection(actor))
             self.idle.clear()
             admitted.append(claim)
         return admitted
@@ -243,7 +336,7 @@ class SlotFeed(Feed):
             self._threads.start(claim)
 
 
-def takes_connection(actor: Actor[..., object]) -> bool:
+def takes_connection(actor: Actor[..., object] | None) -> bool:
     """Whether a run of *actor* holds a connection from beginning to end."""
     return isinstance(actor, Job) and actor.signature.takes_connection
 

@@ -28,6 +28,9 @@ class Tally:
             "worker_job_duration_seconds", "From the first hook of a run to its settlement.", *job
         )
         self._waits = Histogram("worker_job_wait_seconds", "From the instant a job was due to its claim.", *job)
+        self._replaced = Counter(
+            "worker_slots_replaced_total", "Slots given to others because their job was stuck.", *job
+        )
         self._ticks = Counter(
             "worker_schedule_fires_total", "Ticks that this process decided, by what became of them.",
             "schedule", "outcome",
@@ -44,6 +47,9 @@ class Tally:
         self._jobs.add(claim.queue, claim.actor, outcome.value)
         self._durations.observe(duration, claim.queue, claim.actor)
 
+    def replaced(self, claim: Claim) -> None:
+        self._replaced.add(claim.queue, claim.actor)
+
     def decided(self, schedule: Schedule, entries: tuple[Entry, ...]) -> None:
         """Log and count ticks that are in the ledger by now."""
         log_entries(schedule, entries)
@@ -53,5 +59,5 @@ class Tally:
                 self._lags.observe(entry.lateness, schedule.name)
 
     def families(self) -> Iterator[Family]:
-        for kept in (self._jobs, self._durations, self._waits, self._ticks, self._lags):
+        for kept in (self._jobs, self._durations, self._waits, self._replaced, self._ticks, self._lags):
             yield kept.family()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dramatiq.middleware import Interrupt, TimeLimitExceeded
 
 from worker import clock, log
+from worker.errors import LeaseLost
 from worker.pool import Pool
 from worker.queue.delivery import Delivery
 from worker.queue.stop_reason import StopReason
@@ -21,6 +22,8 @@ _CANCEL_TIMEOUT = 3.0
 _CANCEL_INTERVAL = 0.1
 # After its interrupt: a body that still runs is reported.
 _REPORT = 3.0
+# While the slot of one cannot be given to others: how often that is tried again.
+_TRY_AGAIN = 0.5
 # However short the limit of a body, the interpreter itself may stand still for so long.
 _LEAST = 2.0
 
@@ -35,14 +38,17 @@ class Watchdog:
 
     def __init__(self, pool: Pool, *, stuck: float = 60.0) -> None:
         self.hooks = HookWatch()
+        self.replace: Callable[[Guard], bool] | None = None
+        """Called, on this thread, to give the slot of a body that was reported to others; whether that was done."""
         self._pool = pool
-        self._limit = stuck
+        self._limit = self._patience = stuck
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._looks_at = 0.0  # while it sleeps: when it wakes by itself
         self._guards: set[Guard] = set()
         self._fired: set[Guard] = set()
         self._late: set[Guard] = set()  # all that were fired and whose body still runs
+        self._irreplaceable: set[Guard] = set()  # of these, the reported ones whose slots others could not be given
         self._cutting: type[Interrupt] | None = None
         self._announced: StopReason | None = None
         self._stopped = False
@@ -80,13 +86,28 @@ class Watchdog:
             if guard.reason is not None:
                 self._fired.discard(guard)
                 self._late.discard(guard)
+                self._irreplaceable.discard(guard)
 
     @property
     def stuck(self) -> list[Guard | HookRun]:
         """Those whose body has not heeded its interrupt for too long, and those whose hooks do not return."""
         with self._lock:
-            bodies = [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
+            bodies = [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._patience]
         return [*bodies, *self.hooks.overdue(self._limit)]
+
+    @property
+    def irreplaceable(self) -> list[Guard]:
+        """
+        Those that were reported, and whose slots others could not be given.
+
+        But for those whose lease was lost: all that run meet that at once, and many may wait for the same database.
+        """
+        with self._lock:
+            return [guard for guard in self._irreplaceable if guard.reason is not LeaseLost]
+
+    def give_up(self) -> None:
+        """From now on a body counts as `stuck` as soon as it is reported."""
+        self._patience = min(self._patience, _REPORT)
 
     def announce(self, reason: StopReason) -> None:
         """Tell every job, and those that come later, that it should end; it may do so in its own time."""
@@ -158,9 +179,10 @@ class Watchdog:
             self._changed.wait(seconds)
             self._looks_at = 0.0
             due = self._take_due()
-            fired, late = list(self._fired), self._take_late()
+            fired, late, kept = list(self._fired), self._take_late(), list(self._irreplaceable)
         for guard in late:
             self._report(guard.delivery, guard.reason.__name__ if guard.reason else None, guard.fired_at, guard.where())
+        self._replace([*late, *kept])
         for run in self.hooks.overdue():
             if not run.reported:
                 run.reported = True
@@ -183,6 +205,18 @@ class Watchdog:
             reason=reason, since=round(clock.monotonic() - since, 1), stack=stack,
         )  # fmt: skip
 
+    def _replace(self, guards: list[Guard]) -> None:
+        """Give the slots of *guards* to others; in a drain there are none."""
+        for guard in guards:
+            if self.replace is None or self._announced is not None:
+                return
+            replaced = self.replace(guard)
+            with self._lock:
+                if replaced:
+                    self._irreplaceable.discard(guard)
+                elif guard in self._late:
+                    self._irreplaceable.add(guard)
+
     def _take_late(self) -> list[Guard]:
         now = clock.monotonic()
         late = [guard for guard in self._late if not guard.reported and now >= guard.fired_at + _REPORT]
@@ -194,7 +228,7 @@ class Watchdog:
         now = clock.monotonic()
         reports = [guard.fired_at + _REPORT - now for guard in self._late if not guard.reported]
         until_due = [guard.due_at - now for guard in self._guards]
-        again = [_CANCEL_INTERVAL] if self._fired else []
+        again = [*([_CANCEL_INTERVAL] if self._fired else []), *([_TRY_AGAIN] if self._irreplaceable else [])]
         return max(0.0, min([max(self._limit, _LEAST) / 4, *reports, *until_due, *again]))
 
     def _take_due(self) -> list[tuple[Guard, type[Interrupt]]]:
