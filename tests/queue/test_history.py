@@ -212,3 +212,14 @@ def test_a_role_that_does_not_own_the_tables_is_told_so(db: psycopg.Connection) 
         db.execute("RESET ROLE")
         db.execute(sql.SQL("DROP OWNED BY {}").format(name))
         db.execute(sql.SQL("DROP ROLE {}").format(name))
+
+
+def test_no_check_is_read_anew_for_each_job_that_ends(db: psycopg.Connection) -> None:
+    """The server does that for each statement, and a job with a connection has one of its own."""
+    History(SCHEMA).maintain(db, TODAY)
+
+    checks = """
+        SELECT conname
+        FROM pg_constraint
+        WHERE contype = 'c' AND conrelid IN (SELECT relid FROM pg_partition_tree('worker.job_history'))"""
+    assert column(db, checks) == []

@@ -313,7 +313,8 @@ FINISH_JOBS: LiteralString = """
     FROM finished"""
 
 # job_pkey. The same for one such job, in its own transaction. It is sent in one message with the COMMIT, which must not
-# be reached when the fence has not held: then this fails, by a cast that the message of the error shows.
+# be reached when the fence has not held: then there is one row all the same, and it fails by a cast that the message of
+# the error shows. As the outermost statement the INSERT needs no RETURNING and nobody to count what that returns.
 FINISH_JOB: LiteralString = """
     WITH finished AS (
         DELETE FROM {schema}.job AS job
@@ -321,19 +322,15 @@ FINISH_JOB: LiteralString = """
           AND job.token = %(token)s
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
             job.claimed_by, job.args, job.error
-    ),
-    recorded AS (
-        INSERT INTO {schema}.job_history (
-            id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args,
-            error
-        )
-        SELECT id, queue, actor, 'done', attempt, priority, due_at, enqueued_at, claimed_at, clock_timestamp(),
-            claimed_by, args, error
-        FROM finished
-        RETURNING id
     )
-    SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('carpool lost the lease of ' || count(*))::int END
-    FROM recorded"""
+    INSERT INTO {schema}.job_history (
+        id, queue, actor, outcome, attempt, priority, due_at, enqueued_at, started_at, finished_at, worker, args,
+        error
+    )
+    SELECT coalesce(id, concat('carpool lost the lease of ', %(id)s)::uuid), queue, actor, 'done', attempt, priority,
+        due_at, enqueued_at, claimed_at, clock_timestamp(), claimed_by, args, error
+    FROM (VALUES (1)) AS one
+    LEFT JOIN finished ON true"""
 
 # Looking, for join, flush and --until-empty
 
