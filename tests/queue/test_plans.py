@@ -8,15 +8,18 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH
 
 from tests.factories import own_database
 from tests.plans import blocks, explained, num_blocks
 from worker import Queues
 from worker.queue import session
-from worker.queue.lease_statements import LIST_CLAIMED, RESCUE_JOBS
+from worker.queue.lease_statements import LIST_CLAIMED, RENEW_LEASE, RESCUE_JOBS
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
+from worker.queue.mark_statements import FIND_HEADS
 from worker.queue.marks import Marks
-from worker.queue.statements import CLAIM_JOBS, PROMOTE_DUE
+from worker.queue.schema import Schema
+from worker.queue.statements import CLAIM_JOBS, FINISH_JOBS, MARK_BEGUN, PROMOTE_DUE, SETTLE_JOBS
 
 OTHERS = """
     INSERT INTO worker.job (id, queue, actor, state, due_at, rank, claimed_by, enqueued_at, args)
@@ -100,6 +103,13 @@ def test_a_claim_of_many_queues_reads_only_the_first_jobs_of_each(
     room = {**CLAIM, **looked_at, "limit": 2, "free": 2, "actors": ACTORS, "holding": [], "checkouts": 0}
 
     assert num_blocks(db, statement, room) < QUEUES * 20
+
+
+@pytest.mark.parametrize(
+    "statement", [CLAIM_JOBS, RENEW_LEASE, FINISH_JOBS, SETTLE_JOBS, MARK_BEGUN, PROMOTE_DUE, FIND_HEADS]
+)
+def test_a_statement_of_a_pass_is_short_enough_that_psycopg_parses_it_once(statement: LiteralString) -> None:
+    assert len(Schema().render(statement).encode()) <= MAX_CACHED_STATEMENT_LENGTH
 
 
 def indexes(plan: dict[str, Any]) -> set[str]:

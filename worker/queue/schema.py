@@ -98,7 +98,8 @@ class Schema:
             return self._rendered[statement]
         except KeyError:
             text = sql.SQL(statement).format(schema=sql.Identifier(self.name)).as_string(None)
-            # psycopg parses statements beyond 4 KiB anew each time, and a quarter of ours is indentation.
+            # psycopg parses statements beyond 4 KiB anew each time, and a quarter of ours is indentation and comments.
+            text = re.sub(r"\n\s*--.*", "", text)
             text = re.sub(r"\n\s+", "\n", text)
             return self._rendered.setdefault(statement, text)
 
