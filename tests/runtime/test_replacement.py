@@ -393,8 +393,10 @@ def test_one_that_was_refused_is_replaced_when_another_comes_back(
     gates = {number: threading.Event() for number in (0, 1)}
 
     @job(broker=broker, timeout=0.05, max_retries=0)
-    def stick(number: int) -> None:
-        assert gates[number].wait(WAIT)
+    async def stick(number: int) -> None:
+        while not gates[number].is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
 
     with running_worker(broker, database, stuck=600) as worker:
         watchdog = worker.feed._watchdog
