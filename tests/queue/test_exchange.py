@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,6 +19,7 @@ from worker.queue.exchange import Errand, Reply, exchange
 from worker.queue.feed import Room
 from worker.queue.history import History
 from worker.queue.lease import Lease
+from worker.queue.new_job import NewJob
 from worker.queue.settlement import Outcome, Settlement, settle
 from worker.queue.unique import JobKey
 
@@ -102,6 +104,23 @@ def test_what_is_refused_in_one_part_undoes_all_of_it(
         exchange(db, SCHEMA, lease, errand._replace(new=[a_job(args="no json")]))
 
     assert db.execute("SELECT id, state, token FROM worker.job ORDER BY id").fetchall() == before
+
+
+@pytest.mark.parametrize(
+    "new",
+    [[a_job() for _ in range(5001)], [a_job(args=json.dumps({"note": "x" * 900_000})) for _ in range(20)]],
+    ids=["many", "large"],
+)
+def test_sends_that_are_more_than_one_statement_are_undone_with_the_rest(
+    new: list[NewJob], lease: Lease, db: psycopg.Connection
+) -> None:
+    """Or they would be sent again, beside what refused them, when others have claimed them."""
+    refused = ROOM._replace(limit=-1)
+
+    with pytest.raises(psycopg.DataError):
+        exchange(db, SCHEMA, lease, Errand(new=new, rooms=[refused]))
+
+    assert scalar(db, "SELECT count(*) FROM worker.job") == 0
 
 
 def test_refusals_do_not_confuse_what_is_prepared(lease: Lease, insert_job: InsertJob, db: psycopg.Connection) -> None:

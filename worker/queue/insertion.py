@@ -11,7 +11,7 @@ from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from worker.queue.new_job import NewJob, as_json, columns
@@ -59,7 +59,7 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
     if is_one_statement(jobs):
         _run(conn, _insertion(schema, jobs))
         return {}
-    with conn.transaction() if commits_by_itself(conn) else nullcontext():
+    with conn.transaction() if _needs_transaction(conn, jobs) else nullcontext():
         steps = _steps(schema, jobs)
         try:
             step = next(steps)
@@ -78,7 +78,7 @@ async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs:
     if is_one_statement(jobs):
         await _run_async(conn, _insertion(schema, jobs))
         return {}
-    async with conn.transaction() if commits_by_itself(conn) else nullcontext():
+    async with conn.transaction() if _needs_transaction(conn, jobs) else nullcontext():
         steps = _steps(schema, jobs)
         try:
             step = next(steps)
@@ -97,6 +97,12 @@ def is_one_statement(jobs: Sequence[NewJob]) -> bool:
 def commits_by_itself(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
     """Whether each statement on *conn* would be a transaction of its own now."""
     return conn.autocommit and conn.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+def _needs_transaction(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], jobs: Sequence[NewJob]) -> bool:
+    """A pipeline is a transaction already, with whatever else is in it, until an answer is asked for."""
+    in_pipeline = conn.pgconn.pipeline_status != PipelineStatus.OFF
+    return commits_by_itself(conn) and not (in_pipeline and all(new.is_plain for new in jobs))
 
 
 def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
