@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import dramatiq
 import psycopg
@@ -81,6 +82,38 @@ def test_a_pool_whose_connections_are_in_autocommit_serves_as_well(
         greet(broker).send()
 
     assert scalar(db, "SELECT count(*) FROM worker.job") == 1
+
+
+def test_a_pool_whose_check_begins_a_transaction_serves_as_well(
+    database: str, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    def check(conn: psycopg.Connection) -> None:
+        conn.execute("SELECT 1")
+
+    with psycopg_pool.ConnectionPool(database, min_size=1, max_size=1, check=check, open=True) as pool, bind_pool(pool):
+        greet(broker).send()
+
+    assert scalar(db, "SELECT count(*) FROM worker.job") == 1
+
+
+class Interrupted(psycopg.Connection[Any]):
+    """One whose user is interrupted as soon as it commits by itself."""
+
+    def set_autocommit(self, value: bool) -> None:
+        super().set_autocommit(value)
+        if value:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_send_leaves_the_applications_connection_as_it_was(
+    database: str, broker: PostgresBroker
+) -> None:
+    with psycopg_pool.ConnectionPool(database, connection_class=Interrupted, min_size=1, max_size=1, open=True) as pool:
+        with bind_pool(pool), pytest.raises(KeyboardInterrupt):
+            greet(broker).send()
+
+        with pool.connection() as conn:
+            assert not conn.autocommit
 
 
 @pytest.mark.parametrize("num_jobs", [1, 1000])

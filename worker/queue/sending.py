@@ -105,11 +105,13 @@ def _borrow(place: Place, jobs: Sequence[NewJob]) -> Standing:
 @contextmanager
 def _committing(conn: psycopg.Connection[Any], jobs: Sequence[NewJob]) -> Iterator[None]:
     """One statement needs no transaction around it: that would be a trip more, for COMMIT."""
-    if conn.autocommit or not is_one_statement(jobs):
+    # The check of an application's pool may have begun one.
+    is_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
+    if conn.autocommit or not is_idle or not is_one_statement(jobs):
         yield
         return
-    conn.autocommit = True
     try:
+        conn.autocommit = True
         yield
     finally:
         if conn.pgconn.transaction_status == TransactionStatus.IDLE:
