@@ -17,10 +17,11 @@ def explained(db: psycopg.Connection, statement: LiteralString, parameters: dict
     query = PostgresQuery(Transformer.from_context(db))
     query.convert(Schema().render(statement).encode(), parameters)
     values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in query._order or ())
+    given = sql.SQL("({})").format(values) if query._order else sql.SQL("")
     # EXPLAIN would plan the statement itself for these parameters; EXECUTE asks what is prepared.
     db.execute(b"PREPARE explained AS " + query.query)
     try:
-        asked = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT JSON) EXECUTE explained({})").format(values)
+        asked = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT JSON) EXECUTE explained{}").format(given)
         row = db.execute(asked).fetchone()
     finally:
         db.execute("DEALLOCATE explained")

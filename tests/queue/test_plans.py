@@ -18,7 +18,9 @@ from worker.queue.lease_statements import LIST_CLAIMED, RENEW_LEASE, RESCUE_JOBS
 from worker.queue.limited_claim import CLAIM_WITHIN_LIMITS
 from worker.queue.mark_statements import FIND_HEADS
 from worker.queue.marks import Marks
+from worker.queue.new_job import columns
 from worker.queue.schema import Schema
+from worker.queue.sending_statements import FORGET_KEYS, FORGET_PROGRESS, FORGET_STEPS, FORGET_TAGS, REPLACE_JOBS
 from worker.queue.statements import CLAIM_JOBS, FINISH_JOBS, MARK_BEGUN, PROMOTE_DUE, SETTLE_JOBS
 
 OTHERS = """
@@ -103,6 +105,72 @@ def test_a_claim_of_many_queues_reads_only_the_first_jobs_of_each(
     room = {**CLAIM, **looked_at, "limit": 2, "free": 2, "actors": ACTORS, "holding": [], "checkouts": 0}
 
     assert num_blocks(db, statement, room) < QUEUES * 20
+
+
+# What is left of a job that is gone.
+LEFT_OVER = """
+    INSERT INTO worker.job_key (actor, key, job_id, scope, taken_at)
+    VALUES ('charge', '1', %(id)s, 'queued', '2001-1-1');
+    INSERT INTO worker.job_tag (tag, job_id, tagged_at) VALUES ('customer', %(id)s, '2001-1-1');
+    INSERT INTO worker.job_progress (job_id, token, attempt, begun_at) VALUES (%(id)s, 1, 1, '2001-1-1');
+    INSERT INTO worker.job_step (job_id, name, value, attempt, args_hash, recorded_at)
+    VALUES (%(id)s, 'one', '1', 1, 0, '2001-1-1')"""
+NOBODY = [uuid4()]
+SETTLED: dict[str, Any] = {
+    **Schema().channels,
+    "ids": NOBODY,
+    "tokens": [1],
+    "outcomes": ["retry"],
+    "delays": [0.0],
+    "errors": [None],
+    "options": [None],
+    "messages": [None],
+    "new_parents": [],
+    **columns([], prefix="new_"),
+}
+REPLACED: dict[str, Any] = {
+    **Schema().channels,
+    **columns([]),
+    "holders": NOBODY,
+    "postpones": [False],
+    "priorities": [0],
+    "delays": [0.0],
+    "args": ["{}"],
+    "options": ["{}"],
+}
+BY_ID: dict[str, tuple[LiteralString, dict[str, Any]]] = {
+    "claim": (CLAIM_JOBS, {**CLAIM, **Marks().parameters(["queue 1"]), "actors": ACTORS, "checkouts": 0, "limit": 2}),
+    "mark": (MARK_BEGUN, {"ids": NOBODY, "tokens": [1]}),
+    "promote": (PROMOTE_DUE, {"due_low": None}),
+    "finish": (FINISH_JOBS, {"ids": NOBODY, "tokens": [1]}),
+    "settle": (SETTLE_JOBS, SETTLED),
+    "rescue": (RESCUE_JOBS, {"dead": uuid4(), "max_crashes": 3, "reason": "crashed"}),
+    "replace": (REPLACE_JOBS, REPLACED),
+    "forget keys": (FORGET_KEYS, {}),
+    "forget tags": (FORGET_TAGS, {"keep": 14}),
+    "forget progress": (FORGET_PROGRESS, {"keep": 14}),
+    "forget steps": (FORGET_STEPS, {"keep": 14}),
+}
+
+
+@pytest.fixture
+def grown(db: psycopg.Connection) -> psycopg.Connection:
+    """A session like the dispatcher's on a table that was empty when the server looked last, and is not any more."""
+    session.prepare(db, statement_timeout=10.0)
+    db.execute("ALTER TABLE worker.job SET (autovacuum_enabled = false)")
+    db.execute(MANY, {"queues": QUEUES, "of_each": 1})
+    db.execute("DELETE FROM worker.job")
+    db.execute("VACUUM (ANALYZE, TRUNCATE off) worker.job")
+    db.execute(MANY, {"queues": QUEUES, "of_each": OF_EACH})
+    psycopg.ClientCursor(db).execute(LEFT_OVER, {"id": NOBODY[0]})
+    return db
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_jobs_are_found_by_their_ids_where_the_server_takes_the_table_for_empty(
+    grown: psycopg.Connection, name: str
+) -> None:
+    assert num_blocks(grown, *BY_ID[name]) < FEW
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ RESCUE_JOBS: LiteralString = """
     lost AS (
         SELECT id
         FROM {schema}.job
-        WHERE claimed_by = %(dead)s
+        WHERE id = ANY(ARRAY(SELECT id FROM {schema}.job WHERE claimed_by = %(dead)s AND state = 'running'))
+          AND claimed_by = %(dead)s
           AND state = 'running'
         ORDER BY id
         FOR UPDATE SKIP LOCKED
@@ -218,7 +219,7 @@ RESCUE_JOBS: LiteralString = """
     ended AS (
         DELETE FROM {schema}.job AS job
         USING lost, last_words
-        WHERE job.id = lost.id
+        WHERE job.id = ANY(ARRAY[lost.id])
           AND (job.cancelled_at IS NOT NULL OR NOT job.ahead AND job.crashes + 1 >= %(max_crashes)s)
         RETURNING job.*, CASE WHEN job.cancelled_at IS NULL
             THEN concat_ws('; ', %(reason)s::text, 'the last one: ' || last_words.ended, last_words.memory,
@@ -266,7 +267,7 @@ RESCUE_JOBS: LiteralString = """
                         'the job''s last statement by then: ' || (last_words.statements ->> job.id::text))
                 )) END
         FROM lost, last_words
-        WHERE job.id = lost.id
+        WHERE job.id = ANY(ARRAY[lost.id])
           AND job.cancelled_at IS NULL
           AND (job.ahead OR job.crashes + 1 < %(max_crashes)s)
         RETURNING job.id

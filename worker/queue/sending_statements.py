@@ -86,7 +86,7 @@ REPLACE_JOBS: LiteralString = """
                 %(instants)s::timestamptz[], %(args)s::text[], %(options)s::text[], %(messages)s::bytea[]
             ) AS n(holder, postpones, priority, delay, at, args, options, message)
         ) AS new
-        WHERE job.id = new.holder
+        WHERE job.id = ANY(ARRAY[new.holder])
           AND job.state <> 'running'
         RETURNING job.id, job.state
     ),
@@ -108,6 +108,7 @@ INSERT_TAGS: LiteralString = """
 
 # Housekeeping. Some thousands at a time, because the dispatcher has other things to do. Only keys that nobody has taken
 # for an hour: one that is just being taken over is younger, and so is left alone although its new job is not seen yet.
+# OFFSET 0, or else they are planned as a join with all jobs that there are.
 FORGET_KEYS: LiteralString = """
     DELETE FROM {schema}.job_key AS held
     WHERE held.taken_at < now() - interval '1 hour'
@@ -116,7 +117,7 @@ FORGET_KEYS: LiteralString = """
         FROM {schema}.job_key AS old
         WHERE old.taken_at < now() - interval '1 hour'
           AND (old.expires_at IS NULL OR old.expires_at < now())
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
         ORDER BY old.taken_at
         LIMIT 5000
       )"""
@@ -127,7 +128,7 @@ FORGET_TAGS: LiteralString = """
         SELECT old.tag, old.job_id
         FROM {schema}.job_tag AS old
         WHERE old.tagged_at < now() - %(keep)s * interval '1 day'
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
           AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
         ORDER BY old.tagged_at
         LIMIT 5000
@@ -140,7 +141,7 @@ FORGET_PROGRESS: LiteralString = """
         SELECT old.job_id
         FROM {schema}.job_progress AS old
         WHERE old.begun_at < now() - %(keep)s * interval '1 day'
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
           AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
         ORDER BY old.begun_at
         LIMIT 5000
@@ -152,7 +153,7 @@ FORGET_STEPS: LiteralString = """
         SELECT old.job_id, old.name
         FROM {schema}.job_step AS old
         WHERE old.recorded_at < now() - %(keep)s * interval '1 day'
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id)
+          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
           AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
         ORDER BY old.recorded_at
         LIMIT 5000

@@ -12,6 +12,8 @@ import psycopg
 # queues, to sort all jobs of each for its first few. Where a scan cannot be avoided, the first of these settings makes
 # its cost look astronomic, and the server would spend a second on compiling a statement of a millisecond. So there is
 # one good plan for each statement, and making it anew at each look would cost several times the look.
+# It may have been made when the table was empty: there a walk along all of job_pkey looks as cheap as one look into it.
+# So jobs are joined by `id = ANY(ARRAY[...])`, which nothing but such looks can serve.
 PREPARE_SESSION: LiteralString = """
     SELECT
         set_config('statement_timeout', %(statement_timeout)s, false),

@@ -116,7 +116,7 @@ OF_HEAD: LiteralString = """
         SET state = 'running', token = job.token + 1, attempt = job.attempt + 1, ahead = due.ahead,
             claimed_by = %(worker)s, claimed_at = clock_timestamp()
         FROM due
-        WHERE job.id = due.id
+        WHERE job.id = ANY(ARRAY[due.id])
         RETURNING job.id, job.token, job.queue, job.actor, job.attempt, job.rank, job.enqueued_at,
             job.args::text AS args, job.options::text AS options, job.message, job.ahead,
             job.suspect_since IS NOT NULL AS suspect,
@@ -139,14 +139,14 @@ MARK_BEGUN: LiteralString = """
     WITH begun AS MATERIALIZED (
         SELECT job.id
         FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) AS begun(id, token)
-        JOIN {schema}.job AS job ON job.id = begun.id AND job.token = begun.token
-        ORDER BY job.id
+        JOIN {schema}.job AS job ON job.id = ANY(ARRAY[begun.id]) AND job.token = begun.token
+        ORDER BY begun.id
         FOR NO KEY UPDATE OF job SKIP LOCKED
     )
     UPDATE {schema}.job AS job
     SET ahead = false
     FROM begun
-    WHERE job.id = begun.id
+    WHERE job.id = ANY(ARRAY[begun.id])
     RETURNING job.id"""
 
 # job_scheduled. A thousand at a time, so that a wave of due jobs is not one long transaction. No clock_timestamp(): it
@@ -167,7 +167,7 @@ PROMOTE_DUE: LiteralString = """
         UPDATE {schema}.job AS job
         SET state = 'available'
         FROM due
-        WHERE job.id = due.id
+        WHERE job.id = ANY(ARRAY[due.id])
         RETURNING job.queue, job.rank
     )
     SELECT queue, extract(epoch FROM rank)::float8
@@ -189,7 +189,7 @@ SETTLE_JOBS: LiteralString = """
     finished AS (
         DELETE FROM {schema}.job AS job
         USING settled
-        WHERE job.id = settled.id
+        WHERE job.id = ANY(ARRAY[settled.id])
           AND job.token = settled.token
           AND (settled.outcome IN ('done', 'dead') OR job.cancelled_at IS NOT NULL)
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.crashes, job.due_at, job.enqueued_at,
@@ -240,7 +240,7 @@ SETTLE_JOBS: LiteralString = """
             message = coalesce(settled.message, job.message),
             error = coalesce(settled.error, job.error)
         FROM settled
-        WHERE job.id = settled.id
+        WHERE job.id = ANY(ARRAY[settled.id])
           AND job.token = settled.token
           AND settled.outcome IN ('retry', 'released')
           AND job.cancelled_at IS NULL
@@ -292,7 +292,7 @@ FINISH_JOBS: LiteralString = """
     finished AS (
         DELETE FROM {schema}.job AS job
         USING settled
-        WHERE job.id = settled.id
+        WHERE job.id = ANY(ARRAY[settled.id])
           AND job.token = settled.token
         RETURNING job.id, job.queue, job.actor, job.priority, job.attempt, job.due_at, job.enqueued_at, job.claimed_at,
             job.claimed_by, job.args, job.error
