@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -112,6 +113,21 @@ def test_rows_of_dicts_do_not_confuse_a_send(charge: Any, caller: psycopg.Connec
     again = charge.send_with_options(args=(2,), connection=caller, unique="k")
 
     assert again.is_new is False
+
+
+def test_rows_that_only_the_callers_statements_fit_do_not_fail_a_send(
+    charge: Any, caller: psycopg.Connection, db: psycopg.Connection
+) -> None:
+    def only_invoices(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Any]:
+        assert [column.name for column in cursor.description or ()] == ["invoice_id"]
+        return tuple
+
+    caller.row_factory = only_invoices
+
+    charge.send_with_options(args=(1,), connection=caller)
+
+    caller.commit()
+    assert scalar(db, "SELECT count(*) FROM worker.job") == 1
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

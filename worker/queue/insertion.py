@@ -106,11 +106,11 @@ def _needs_transaction(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[A
 
 
 def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
+    # Whatever cursors and rows the caller's connection makes for the caller.
     if not step.wanted:
         # In a pipeline, asking for the answer would be a trip of its own.
-        psycopg.Cursor(conn).execute(step.statement, step.parameters)
+        psycopg.Cursor(conn, row_factory=tuple_row).execute(step.statement, step.parameters)
         return []
-    # Whatever cursors and rows the caller's connection makes for the caller.
     with psycopg.Cursor(conn, row_factory=tuple_row) as cur:
         cur.execute(step.statement, step.parameters)
         return cur.fetchall() if cur.description else []
