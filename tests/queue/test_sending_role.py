@@ -10,6 +10,7 @@ import pytest
 
 from tests.factories import own_database, own_server, scalar
 from worker import Limit, PostgresBroker, Rate, bind, job
+from worker.queue.schema import Schema
 
 BY_SQL = "GRANT USAGE ON SCHEMA worker TO sender; GRANT INSERT ON worker.job TO sender"
 FROM_PYTHON = f"{BY_SQL}; GRANT SELECT, UPDATE ON worker.job TO sender"
@@ -59,6 +60,20 @@ def test_a_send_needs_to_replace_as_well(sender: psycopg.Connection, charge: Any
     charge.send_many([(n,) for n in range(1500)], connection=sender)
 
     assert scalar(sender, "SELECT count(*) FROM worker.job") == 1501
+
+
+def test_so_it_is_where_new_functions_are_nobodys_by_default(sender: psycopg.Connection) -> None:
+    sender.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+    Schema("guarded").migrate(sender)
+
+    @job(broker=PostgresBroker(schema="guarded"), name="charge")
+    def charge() -> None: ...
+
+    become(sender, FROM_PYTHON.replace("worker", "guarded"))
+    with bind(sender):
+        charge.send()
+
+    assert scalar(sender, "SELECT count(*) FROM guarded.job") == 1
 
 
 def test_keys_and_tags_need_their_tables(sender: psycopg.Connection, charge: Any) -> None:

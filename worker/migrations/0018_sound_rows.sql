@@ -27,6 +27,9 @@ BEGIN
 END
 $$;
 
+-- Who writes a row must be allowed to call it, also where new functions are nobody's by default.
+GRANT EXECUTE ON FUNCTION {schema}.is_sound({schema}.job) TO PUBLIC;
+
 -- Not of the rows that are there: looking at them would keep everybody out for as long as it takes.
 ALTER TABLE {schema}.job
     DROP CONSTRAINT job_state_is_known,
