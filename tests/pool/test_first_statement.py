@@ -125,6 +125,34 @@ def test_its_kind_is_as_the_connection_says(conn: psycopg.Connection) -> None:
         conn.execute("DELETE FROM price")
 
 
+def promise(conn: psycopg.Connection) -> None:
+    conn._num_transactions += 1  # as the transaction of a job does
+
+
+def begin(conn: psycopg.Connection) -> None:
+    conn.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("start", [promise, begin])
+def test_autocommit_does_not_change_once_a_transaction_is_promised(
+    start: Callable[[psycopg.Connection], None], conn: psycopg.Connection
+) -> None:
+    start(conn)
+
+    with pytest.raises(psycopg.ProgrammingError, match="can't change 'autocommit' now"):
+        conn.autocommit = True
+
+    conn._num_transactions = 0
+
+
+def test_autocommit_does_not_change_in_a_pipeline_with_something_in_it(conn: psycopg.Connection) -> None:
+    with conn.pipeline():
+        conn.execute("SELECT 1")
+
+        with pytest.raises(psycopg.ProgrammingError, match="can't change 'autocommit' now"):
+            conn.autocommit = True
+
+
 def test_autocommit_begins_nothing(conn: psycopg.Connection) -> None:
     conn.autocommit = True
 
