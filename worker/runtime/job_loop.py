@@ -69,9 +69,10 @@ class JobLoop:
     def __init__(self, execution: Execution, finished: Callable[[Claim], None]) -> None:
         self._execution = execution
         self._finished = finished
+        self._opening = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._run, name="job-loop", daemon=True)
         # Hooks may block: they open transactions and write results, so they never run on the loop itself.
         self._hooks = ThreadPoolExecutor(_HOOK_THREADS, thread_name_prefix="job-hooks")
 
@@ -79,33 +80,41 @@ class JobLoop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._loop is not None:
+        if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5.0)
         self._hooks.shutdown(wait=False, cancel_futures=True)
 
     def start(self, claim: Claim) -> None:
         """Run *claim* as a task."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread.start()
-        self._loop.call_soon_threadsafe(self._begin, claim)
+        (self._loop or self._open()).call_soon_threadsafe(self._begin, claim)
 
     @property
     def is_alive(self) -> bool:
         """Whether it runs, or was never needed."""
-        return self._loop is None or self._thread.is_alive()
+        return self._thread is None or self._thread.is_alive()
 
-    def _run(self) -> None:
-        assert self._loop is not None  # noqa: S101  # made by whoever starts the thread
-        asyncio.set_event_loop(self._loop)
+    def _open(self) -> asyncio.AbstractEventLoop:
+        """The loop, running; the first jobs may come from several threads at once."""
+        with self._opening:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=self._run, args=[loop], name="job-loop", daemon=True)
+                thread.start()
+                # Not before: one that has not started yet would be taken for one that has ended.
+                self._thread = thread
+                self._loop = loop
+            return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
         try:
-            self._loop.run_forever()
+            loop.run_forever()
         finally:
             # Jobs that ignored their cancellation end with the process; asyncio would complain of each.
-            for task in asyncio.all_tasks(self._loop):
+            for task in asyncio.all_tasks(loop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # as `gather` does
-            self._loop.close()
+            loop.close()
 
     def _begin(self, claim: Claim) -> None:
         assert self._loop is not None  # noqa: S101
