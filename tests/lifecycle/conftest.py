@@ -129,6 +129,25 @@ def page(address: Address) -> Ask:
     return lambda path: ask(address, path, timeout=WAIT)
 
 
+class Gate:
+    """A pipe that jobs wait at in C, each at one of its own."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = str(path)
+
+    def open(self) -> None:
+        with suppress(OSError):  # nobody waits there
+            os.close(os.open(self.path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
 @pytest.fixture
 def noted(db: psycopg.Connection) -> psycopg.Connection:
     """`db` with the table that the sample jobs write to."""

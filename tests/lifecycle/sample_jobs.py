@@ -132,6 +132,12 @@ async def deaf_on_the_loop() -> None:
     time.sleep(600)  # noqa: ASYNC251
 
 
+@job(max_retries=0)
+async def keep_the_loop(gate: str) -> None:
+    """Keeps it from everybody until somebody writes to this pipe, for all of its own time."""
+    os.close(os.open(gate, os.O_RDONLY))
+
+
 @job(timeout=0.3, max_retries=0)
 def deaf_with_the_interpreter() -> None:
     """Keeps the interpreter from everybody: a runaway expression never lets go of it."""

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import psycopg
-import pytest
 
 from tests.factories import column, scalar
-from tests.lifecycle.conftest import WAIT, Ask, StartWorker, WorkerProcess, done, row, send
+from tests.lifecycle.conftest import WAIT, Ask, Gate, StartWorker, WorkerProcess, done, row, send
 from tests.waiting import wait_until
 from worker import exits
 from worker.config import Address
-
-
-class Gate:
-    """A pipe that `deaf_until` waits at, each job at one of its own."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self.path = str(path)
-
-    def open(self) -> None:
-        with suppress(OSError):  # nobody waits there
-            os.close(os.open(self.path, os.O_WRONLY | os.O_NONBLOCK))
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()
 
 
 def told(page: Ask, name: str) -> str | None:

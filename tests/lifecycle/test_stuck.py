@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.factories import column, scalar
-from tests.lifecycle.conftest import StartWorker, busy_in_sql, done, row, running_in, send
+from tests.lifecycle.conftest import Gate, StartWorker, busy_in_sql, done, row, running_in, send
 from tests.waiting import wait_until
 
 STUCK = {"WORKER_STUCK": "4"}
@@ -29,6 +29,31 @@ def test_a_stuck_job_is_reported_with_its_stack_and_ends_the_process(
     assert f"in {actor}\n" in report["stack"]
     assert done(noted, job_id) == "dead"
     assert "TimeLimitExceeded: it went on after its interrupt" in column(noted, "SELECT error FROM worker.job_dead")[0]
+
+
+def test_a_coroutine_that_keeps_the_loop_from_others_is_noticed_within_two_seconds(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection, gate: Gate
+) -> None:
+    """Long before its own time is up; and by the worker's own clock: a machine that is busy makes everything later."""
+    worker = start_worker(database).running()
+    job_id = send(noted, "keep_the_loop", gate=gate.path)
+    noticed = worker.event("job_loop.stuck")
+    other_id = send(noted, "note_async", word="hello")
+    busy = done(noted, send(noted, "note", word="hello")), row(noted, other_id)
+    gate.open()
+
+    # The main thread looks twice a second, and may be late once.
+    assert 1.0 <= noticed["busy_for"] < 2.0
+    assert (noticed["job_id"], noticed["actor"]) == (str(job_id), "keep_the_loop")
+    assert "in keep_the_loop\n" in noticed["stack"]
+    assert busy == ("done", ("running", 1))
+    worker.event("job_loop.goes_on")
+    assert {done(noted, each) for each in (job_id, other_id)} == {"done"}
+    assert worker.end() == 0
+    assert [event["event"] for event in worker.events if event["event"].startswith("job_loop.")] == [
+        "job_loop.stuck",
+        "job_loop.goes_on",
+    ]
 
 
 def test_asyncio_does_not_complain_of_a_stuck_coroutine(

@@ -1,4 +1,4 @@
-"""The event loop of `async def` jobs: it has one, on one thread."""
+"""The event loop of `async def` jobs: its one thread, and who keeps it from all others."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
+from structlog.testing import capture_logs
 
-from tests.running import WAIT
+from tests.running import WAIT, RunningWorker, outcome
 from tests.waiting import wait_until
+from worker import PostgresBroker, clock, job
 from worker.queue.claim import Claim
 from worker.runtime.job_loop import JobLoop
+from worker.runtime.loop_watch import LoopWatch
+
+
+@pytest.fixture
+def enough() -> Iterator[threading.Event]:
+    """What keeps the loop waits for it, in C."""
+    enough = threading.Event()
+    yield enough
+    enough.set()
 
 
 @pytest.fixture
@@ -32,6 +44,9 @@ def loop(ended: list[Claim]) -> Iterator[JobLoop]:
 
 def claim(number: int) -> Claim:
     return Claim(UUID(int=number), 1, "default", "any", 1, None, "{}", None, None)  # type: ignore[arg-type]
+
+
+# Its thread
 
 
 def test_two_threads_that_bring_its_first_jobs_at_once_make_one_loop(
@@ -70,3 +85,114 @@ def test_a_loop_that_is_about_to_start_is_not_taken_for_one_that_has_ended(
 
     wait_until(lambda: ended, WAIT, "the job")
     assert (said, loop.is_alive) == ([True], True)
+
+
+# Who keeps it
+
+
+class Clock:
+    """Of a loop that comes to nothing by itself."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.sent: list[Any] = []
+        loop: Any = SimpleNamespace(has_jobs=True, thread=None, call_soon=self.sent.append)
+        self.loop = loop
+        self.watch = LoopWatch(loop)
+        monkeypatch.setattr(clock, "monotonic", lambda: self.now)
+
+    def look(self, *, after: float = 0.5) -> list[str]:
+        self.now += after
+        with capture_logs() as logs:
+            self.watch.look()
+        return [entry["event"] for entry in logs]
+
+    def come(self) -> None:
+        self.sent.pop()()
+
+
+@pytest.fixture
+def standing(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_a_loop_that_does_not_come_to_its_callback_is_told_of_once_and_so_is_its_coming(standing: Clock) -> None:
+    looks = [standing.look() for _ in range(5)]
+    standing.come()
+
+    # Within the half second before the first, it came to a standstill.
+    assert looks == [[], [], ["job_loop.stuck"], [], []]
+    assert standing.look() == ["job_loop.goes_on"]
+    assert standing.look() == []
+
+
+def test_one_callback_is_sent_at_a_time_and_none_while_no_job_runs(standing: Clock) -> None:
+    for _ in range(3):
+        standing.look()
+    under_way = len(standing.sent)
+    standing.come()
+    standing.loop.has_jobs = False
+    standing.look()
+
+    assert (under_way, len(standing.sent)) == (1, 0)
+
+
+def test_jobs_that_wait_and_that_it_has_not_begun_count_as_its_jobs(
+    loop: JobLoop, ended: list[Claim], enough: threading.Event
+) -> None:
+    """What keeps it may be of a job that is over."""
+    before = loop.has_jobs
+    loop.start(claim(1))
+    wait_until(lambda: ended, WAIT, "the job")
+    between = loop.has_jobs
+    loop.call_soon(enough.wait)
+    loop.start(claim(2))
+
+    assert (before, between, loop.has_jobs) == (False, False, True)
+    enough.set()
+    wait_until(lambda: len(ended) == 2, WAIT, "the other job")
+    assert not loop.has_jobs
+
+
+def test_nothing_is_sent_to_a_loop_that_has_ended(loop: JobLoop, ended: list[Claim]) -> None:
+    loop.start(claim(1))
+    wait_until(lambda: ended, WAIT, "the job")
+    with loop:
+        pass
+
+    loop.call_soon(lambda: None)
+
+    assert not loop.is_alive
+
+
+@pytest.mark.parametrize("way", ["itself", "in a task of its own", "in a callback"])
+def test_the_job_that_keeps_it_is_named(
+    worker: RunningWorker, broker: PostgresBroker, db: psycopg.Connection, enough: threading.Event, way: str
+) -> None:
+    def keep() -> None:
+        assert enough.wait(WAIT)
+
+    async def keep_in_task() -> None:
+        keep()
+
+    @job(broker=broker)
+    async def greedy() -> None:
+        if way == "itself":
+            keep()
+        elif way == "in a task of its own":
+            await asyncio.create_task(keep_in_task())
+        else:
+            asyncio.get_running_loop().call_soon(keep)
+            await asyncio.sleep(0)
+
+    with capture_logs() as logs:
+        message = greedy.send()
+        wait_until(lambda: [entry for entry in logs if entry["event"] == "job_loop.stuck"], WAIT, "the report")
+        enough.set()
+        wait_until(lambda: [entry for entry in logs if entry["event"] == "job_loop.goes_on"], WAIT, "the end")
+
+    [event] = [entry for entry in logs if entry["event"] == "job_loop.stuck"]
+    assert (event["job_id"], event["actor"]) == (message.message_id, "greedy")
+    assert event["busy_for"] >= 1.0
+    assert "in keep\n" in event["stack"]
+    assert outcome(db, message) == "done"

@@ -48,7 +48,8 @@ def test_a_dead_timer_ends_the_worker_within_two_seconds_and_is_named(scheduler:
     living: Any = SimpleNamespace(failure=None)
     vitals = Vitals()
     config = Config(database_url="postgresql:///none")
-    supervision = Supervision(Stop(), vitals, living, living, living, config, Wear(None, None, full=list), Reload())
+    wear = Wear(None, None, full=list)
+    supervision = Supervision(Stop(), vitals, living, living, living, living, config, wear, Reload())
     begun = clock.monotonic()
 
     watching = vitals.watching(**{"schedule-timer": dead_unless(lambda: scheduler.is_alive)})

@@ -9,7 +9,9 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from dramatiq import Actor
 from dramatiq.asyncio import async_to_sync
@@ -72,7 +74,8 @@ class JobLoop:
         self._opening = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        # By what proves the job; None until it has begun. The loop itself would not keep a task that waits.
+        self._tasks: dict[tuple[UUID, int], asyncio.Task[None] | None] = {}
         # Hooks may block: they open transactions and write results, so they never run on the loop itself.
         self._hooks = ThreadPoolExecutor(_HOOK_THREADS, thread_name_prefix="job-hooks")
 
@@ -81,13 +84,30 @@ class JobLoop:
 
     def __exit__(self, *_: object) -> None:
         if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self.call_soon(self._loop.stop)
             self._thread.join(5.0)
         self._hooks.shutdown(wait=False, cancel_futures=True)
 
     def start(self, claim: Claim) -> None:
         """Run *claim* as a task."""
+        self._tasks[claim.proof] = None
         (self._loop or self._open()).call_soon_threadsafe(self._begin, claim)
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Have its thread call *callback* in its turn; nobody does when it has ended, or was never needed."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(callback)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether jobs run on it, or wait for it to begin them."""
+        return bool(self._tasks)
+
+    @property
+    def thread(self) -> int | None:
+        """The number of its thread, for its stack."""
+        return None if self._thread is None else self._thread.ident
 
     @property
     def is_alive(self) -> bool:
@@ -118,9 +138,7 @@ class JobLoop:
 
     def _begin(self, claim: Claim) -> None:
         assert self._loop is not None  # noqa: S101
-        task = self._loop.create_task(self._run_job(claim))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[claim.proof] = self._loop.create_task(self._run_job(claim))
 
     async def _run_job(self, claim: Claim) -> None:
         try:
@@ -130,6 +148,7 @@ class JobLoop:
         except Exception as exc:
             self._execution.give_up(claim, exc)
         finally:
+            self._tasks.pop(claim.proof, None)
             self._finished(claim)
 
     async def _run_delivery(self, delivery: Delivery) -> None:

@@ -28,6 +28,7 @@ from worker.runtime.health import Health
 from worker.runtime.hooks import Hooks
 from worker.runtime.job_loop import JobLoop
 from worker.runtime.job_threads import JobThreads
+from worker.runtime.loop_watch import LoopWatch
 from worker.runtime.modules import load
 from worker.runtime.parent import Parent
 from worker.runtime.reload import Reload, reexecute, say_goodbye
@@ -220,7 +221,7 @@ def working(
         )
         reload = reload or Reload()
         stack.callback(reload.close)
-        supervision = Supervision(stop, vitals, dispatcher, feed, watchdog, config, wear, reload)
+        supervision = Supervision(stop, vitals, dispatcher, feed, watchdog, LoopWatch(loop), config, wear, reload)
         supervision.answer(answers)
         yield Parts(dispatcher, feed, threads, health, supervision, tally, vitals)
 

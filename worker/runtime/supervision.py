@@ -17,6 +17,7 @@ from worker.queue.dispatcher import Dispatcher
 from worker.queue.statements import HAS_WORK
 from worker.runtime.answers import Answers
 from worker.runtime.execution import fields
+from worker.runtime.loop_watch import LoopWatch
 from worker.runtime.reload import Reload
 from worker.runtime.signals import Stop
 from worker.runtime.slot_feed import SlotFeed
@@ -48,6 +49,7 @@ class Supervision:
         dispatcher: Dispatcher,
         feed: SlotFeed,
         watchdog: Watchdog,
+        loop_watch: LoopWatch,
         config: Config,
         wear: Wear,
         reload: Reload,
@@ -57,6 +59,7 @@ class Supervision:
         self._dispatcher = dispatcher
         self._feed = feed
         self._watchdog = watchdog
+        self._loop_watch = loop_watch
         self._wear = wear
         self._reload = reload
         self._config = config
@@ -98,6 +101,7 @@ class Supervision:
                 return exits.INTERNAL
             self._guard_lease()
             self._watch_dispatcher()
+            self._loop_watch.look()
             if worn := self._wear.told:
                 logger.info("worker.worn", **worn)
                 return exits.RECYCLED
