@@ -24,11 +24,14 @@ def main() -> None:
         if os.environ.get("PGPASSWORD"):
             keep_secret(f"password='{os.environ['PGPASSWORD']}'")
         with closing(Parent(end)) as parent:
-            code = run(parent.order(), parent=parent)
+            try:
+                code = run(parent.order(), parent=parent)
+            finally:
+                # It is over, and one more request would only make another exit code of it, also while the link closes.
+                for signum in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(signum, signal.SIG_IGN)
     except (Exception, KeyboardInterrupt) as exc:
         code = exits.report(exc)
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)
     leave(code)
     sys.exit(code)
 
