@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.factories import column, scalar
-from tests.lifecycle.conftest import Gate, StartWorker, busy_in_sql, done, row, running_in, send
+from tests.lifecycle.conftest import WAIT, Gate, StartWorker, busy_in_sql, done, row, running_in, send
 from tests.waiting import wait_until
 
 STUCK = {"WORKER_STUCK": "4"}
@@ -54,6 +54,24 @@ def test_a_coroutine_that_keeps_the_loop_from_others_is_noticed_within_two_secon
         "job_loop.stuck",
         "job_loop.goes_on",
     ]
+
+
+def test_a_stop_gives_back_at_once_what_such_a_loop_has_not_begun(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection, gate: Gate
+) -> None:
+    worker = start_worker(database).running()
+    job_id = send(noted, "keep_the_loop", gate=gate.path)
+    worker.event("job_loop.stuck")
+    other_id = send(noted, "note_async", word="hello")
+    running_in(noted, other_id)
+    worker.send(signal.SIGTERM)
+
+    wait_until(lambda: row(noted, other_id) == ("available", 0), WAIT, "its release")
+    assert row(noted, job_id) == ("running", 1)
+    gate.open()
+    assert worker.wait() == 0
+    assert (done(noted, job_id), worker.event("worker.drained")["left"]) == ("done", 0)
+    assert row(noted, other_id) == ("available", 0)
 
 
 def test_asyncio_does_not_complain_of_a_stuck_coroutine(

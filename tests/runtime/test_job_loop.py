@@ -154,6 +154,21 @@ def test_jobs_that_wait_and_that_it_has_not_begun_count_as_its_jobs(
     assert not loop.has_jobs
 
 
+def test_what_is_taken_back_before_it_has_begun_does_not_begin(
+    loop: JobLoop, ended: list[Claim], enough: threading.Event
+) -> None:
+    loop.start(claim(1))
+    wait_until(lambda: ended, WAIT, "the job")
+    loop.call_soon(enough.wait)
+    loop.start(claim(2))
+
+    assert (loop.take_back(), loop.take_back(), loop.has_jobs) == ([claim(2)], [], False)
+    loop.start(claim(3))
+    enough.set()
+    wait_until(lambda: len(ended) == 2, WAIT, "the last")
+    assert ended == [claim(1), claim(3)]
+
+
 def test_nothing_is_sent_to_a_loop_that_has_ended(loop: JobLoop, ended: list[Claim]) -> None:
     loop.start(claim(1))
     wait_until(lambda: ended, WAIT, "the job")

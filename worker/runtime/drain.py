@@ -14,6 +14,7 @@ from worker.queue.broker import PostgresBroker
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.settlement import Outcome, Settlement
 from worker.queue.stop_reason import StopReason
+from worker.runtime.job_loop import JobLoop
 from worker.runtime.job_threads import JobThreads
 from worker.runtime.signals import Stop
 from worker.runtime.slot_feed import SlotFeed
@@ -51,7 +52,7 @@ class Drain:
         self._watchdog = watchdog
         self._grace = grace
 
-    def run(self, threads: JobThreads) -> None:
+    def run(self, threads: JobThreads, loop: JobLoop) -> None:
         """Return when no job runs, or what cannot be stopped was given up."""
         started = clock.monotonic()
         # First of all: what follows may wait for a database that is away.
@@ -61,7 +62,7 @@ class Drain:
         with suppress(TimeoutError, CancelledError, psycopg.OperationalError):
             # A claim that was under way has been put before the slots when this returns, or its reply never comes.
             self._dispatcher.submit(lambda _: None).result(_CLAIM_UNDERWAY)
-        self._give_back(threads)
+        self._give_back(threads, loop)
         logger.info("worker.draining", running=self._feed.num_running, grace=self._grace)
         self._wait_idle(started + self._grace, hurried=lambda: self._stop.hurry)
         if not self._is_over:
@@ -74,10 +75,10 @@ class Drain:
         logger.info("worker.drained", left=self._feed.num_running, duration=duration)
         self._vitals.enter(Stage.CLOSING)
 
-    def _give_back(self, threads: JobThreads) -> None:
+    def _give_back(self, threads: JobThreads, loop: JobLoop) -> None:
         for claim in self._feed.take_back():
             self._dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
-        for claim in threads.take_back():
+        for claim in (*threads.take_back(), *loop.take_back()):
             self._dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
             self._feed.finished(claim)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
 from dramatiq import Actor
 from dramatiq.asyncio import async_to_sync
@@ -74,8 +73,9 @@ class JobLoop:
         self._opening = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        # By what proves the job; None until it has begun. The loop itself would not keep a task that waits.
-        self._tasks: dict[tuple[UUID, int], asyncio.Task[None] | None] = {}
+        # By the number of the claim: what it has not begun, and what it has, because the loop keeps no task that waits.
+        self._waiting: dict[int, Claim] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         # Hooks may block: they open transactions and write results, so they never run on the loop itself.
         self._hooks = ThreadPoolExecutor(_HOOK_THREADS, thread_name_prefix="job-hooks")
 
@@ -90,8 +90,16 @@ class JobLoop:
 
     def start(self, claim: Claim) -> None:
         """Run *claim* as a task."""
-        self._tasks[claim.proof] = None
+        self._waiting[id(claim)] = claim
         (self._loop or self._open()).call_soon_threadsafe(self._begin, claim)
+
+    def take_back(self) -> list[Claim]:
+        """Everything that it has not begun, because something keeps it."""
+        claims = []
+        with suppress(KeyError):  # it is empty
+            while True:
+                claims.append(self._waiting.popitem()[1])
+        return claims
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Have its thread call *callback* in its turn; nobody does when it has ended, or was never needed."""
@@ -102,7 +110,7 @@ class JobLoop:
     @property
     def has_jobs(self) -> bool:
         """Whether jobs run on it, or wait for it to begin them."""
-        return bool(self._tasks)
+        return bool(self._tasks or self._waiting)
 
     @property
     def thread(self) -> int | None:
@@ -138,7 +146,8 @@ class JobLoop:
 
     def _begin(self, claim: Claim) -> None:
         assert self._loop is not None  # noqa: S101
-        self._tasks[claim.proof] = self._loop.create_task(self._run_job(claim))
+        if self._waiting.pop(id(claim), None) is not None:  # else it was taken back
+            self._tasks[id(claim)] = self._loop.create_task(self._run_job(claim))
 
     async def _run_job(self, claim: Claim) -> None:
         try:
@@ -148,7 +157,7 @@ class JobLoop:
         except Exception as exc:
             self._execution.give_up(claim, exc)
         finally:
-            self._tasks.pop(claim.proof, None)
+            self._tasks.pop(id(claim), None)
             self._finished(claim)
 
     async def _run_delivery(self, delivery: Delivery) -> None:

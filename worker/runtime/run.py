@@ -276,7 +276,7 @@ def consuming(feed: SlotFeed, execution: Execution, drain: Drain, slots: int) ->
             yield threads, loop
         finally:
             hooks.before("worker_shutdown", feed)
-            drain.run(threads)
+            drain.run(threads, loop)
     hooks.after("worker_shutdown", feed)
 
 
