@@ -23,7 +23,9 @@ from worker import Pool, PostgresBroker, exits, job
 from worker.errors import LeaseLost
 from worker.queue.claim import Claim
 from worker.queue.settlement import Outcome, Settlement
-from worker.runtime.slot_feed import SlotFeed
+from worker.runtime.replacement import Replacement
+from worker.runtime.slot_feed import Aside, SlotFeed
+from worker.runtime.tally import Tally
 
 
 @pytest.fixture(autouse=True)
@@ -385,6 +387,26 @@ def test_while_the_database_is_away_too_many_end_no_worker(
             assert worker.supervision.is_running
 
         assert worker.supervision.result() == exits.INTERNAL
+
+
+def test_that_the_system_gives_no_threads_is_said_once_until_it_does() -> None:
+    given: list[Any] = [RuntimeError("can't start new thread")] * 3
+    given += [Aside("job-1", "job-1.2", 1), RuntimeError("can't start new thread")]
+
+    def put_aside(*_: object) -> Aside:
+        if isinstance(found := given.pop(0), Aside):
+            return found
+        raise found
+
+    feed: Any = SimpleNamespace(put_aside=put_aside, max_aside=1)
+    guard: Any = SimpleNamespace(delivery=SimpleNamespace(claim=claim("plain", 0)), job_thread=1)
+    replace = Replacement(feed, Tally())
+
+    with capture_logs() as logs:
+        replaced = [replace(guard) for _ in range(5)]
+
+    assert replaced == [False, False, False, True, False]
+    assert [entry["event"] for entry in logs] == ["slot.not_replaced", "slot.replaced", "slot.not_replaced"]
 
 
 def test_one_that_was_refused_is_replaced_when_another_comes_back(

@@ -16,16 +16,20 @@ class Replacement:
     def __init__(self, feed: SlotFeed, tally: Tally) -> None:
         self._feed = feed
         self._tally = tally
+        self._is_refused = False
 
     def __call__(self, guard: Guard) -> bool:
         claim = guard.delivery.claim
         try:
             aside = self._feed.put_aside(claim, guard.job_thread)
         except RuntimeError:
-            logger.exception("slot.not_replaced", job_id=str(claim.id), actor=claim.actor)
+            if not self._is_refused:  # it is tried again and again
+                logger.exception("slot.not_replaced", job_id=str(claim.id), actor=claim.actor)
+            self._is_refused = True
             return False
         if aside is None:
             return False
+        self._is_refused = False
         self._tally.replaced(claim)
         logger.warning(
             "slot.replaced", job_id=str(claim.id), actor=claim.actor, thread=aside.thread, successor=aside.successor,
