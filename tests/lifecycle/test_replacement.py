@@ -6,7 +6,7 @@ import signal
 
 import psycopg
 
-from tests.factories import column, scalar
+from tests.factories import scalar
 from tests.lifecycle.conftest import WAIT, Ask, Gate, StartWorker, WorkerProcess, done, row, send
 from tests.waiting import wait_until
 from worker import exits
@@ -54,20 +54,6 @@ def test_a_worker_of_two_slots_runs_two_jobs_beside_one_that_is_stuck(
     wait_until(lambda: replaced["thread"] not in job_threads(worker), WAIT, "the end of the thread")
     assert len(job_threads(worker)) == len(before)
     assert worker.end() == 0
-
-
-def test_a_worker_with_more_stuck_jobs_than_it_may_have_ends_at_once(
-    start_worker: StartWorker, database: str, noted: psycopg.Connection
-) -> None:
-    worker = start_worker(database, "--slots", "2", WORKER_STUCK="600").running()
-    jobs = [send(noted, actor) for actor in ("deaf", "deaf_in_query")]
-
-    assert worker.wait() == exits.INTERNAL
-    event = worker.event("worker.too_many_stuck")
-    assert (event["stuck"], event["max_stuck"]) == (1, 1)
-    assert {done(noted, job_id) for job_id in jobs} == {"dead"}
-    errors = column(noted, "SELECT error FROM worker.job_dead")
-    assert all("TimeLimitExceeded: it went on after its interrupt" in error for error in errors)
 
 
 def test_a_stop_waits_for_a_stuck_job_and_gives_it_its_own_verdict(

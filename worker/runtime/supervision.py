@@ -92,13 +92,6 @@ class Supervision:
             if stuck := self._watchdog.stuck:
                 logger.critical("worker.stuck", jobs=[str(guard.delivery.claim.id) for guard in stuck])
                 return exits.INTERNAL
-            if (guards := self._watchdog.irreplaceable) and self._database_answers:
-                jobs = [str(guard.delivery.claim.id) for guard in guards]
-                logger.critical(
-                    "worker.too_many_stuck", jobs=jobs, stuck=self._feed.num_aside, max_stuck=self._feed.max_aside
-                )
-                self._watchdog.give_up()
-                return exits.INTERNAL
             self._guard_lease()
             self._watch_dispatcher()
             self._loop_watch.look()
@@ -112,11 +105,6 @@ class Supervision:
                 logger.info("worker.empty")
                 return exits.OK
         return exits.OK
-
-    @property
-    def _database_answers(self) -> bool:
-        """Whether it cannot be for the database that jobs wait, of which a new process would have no other."""
-        return self._dispatcher.is_connected and self._dispatcher.busy_for <= SLOW_PASS
 
     def _guard_lease(self) -> None:
         remaining = self._dispatcher.lease.remaining

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dramatiq.middleware import Interrupt, TimeLimitExceeded
 
 from worker import clock, log
-from worker.errors import LeaseLost
 from worker.pool import Pool
 from worker.queue.delivery import Delivery
 from worker.queue.stop_reason import StopReason
@@ -41,14 +40,14 @@ class Watchdog:
         self.replace: Callable[[Guard], bool] | None = None
         """Called, on this thread, to give the slot of a body that was reported to others; whether that was done."""
         self._pool = pool
-        self._limit = self._patience = stuck
+        self._limit = stuck
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._looks_at = 0.0  # while it sleeps: when it wakes by itself
         self._guards: set[Guard] = set()
         self._fired: set[Guard] = set()
         self._late: set[Guard] = set()  # all that were fired and whose body still runs
-        self._irreplaceable: set[Guard] = set()  # of these, the reported ones whose slots others could not be given
+        self._unreplaced: set[Guard] = set()  # of these, the reported ones whose slots others could not be given
         self._cutting: type[Interrupt] | None = None
         self._announced: StopReason | None = None
         self._stopped = False
@@ -86,28 +85,14 @@ class Watchdog:
             if guard.reason is not None:
                 self._fired.discard(guard)
                 self._late.discard(guard)
-                self._irreplaceable.discard(guard)
+                self._unreplaced.discard(guard)
 
     @property
     def stuck(self) -> list[Guard | HookRun]:
         """Those whose body has not heeded its interrupt for too long, and those whose hooks do not return."""
         with self._lock:
-            bodies = [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._patience]
+            bodies = [guard for guard in self._late if clock.monotonic() >= guard.fired_at + self._limit]
         return [*bodies, *self.hooks.overdue(self._limit)]
-
-    @property
-    def irreplaceable(self) -> list[Guard]:
-        """
-        Those that were reported, and whose slots others could not be given.
-
-        But for those whose lease was lost: all that run meet that at once, and many may wait for the same database.
-        """
-        with self._lock:
-            return [guard for guard in self._irreplaceable if guard.reason is not LeaseLost]
-
-    def give_up(self) -> None:
-        """From now on a body counts as `stuck` as soon as it is reported."""
-        self._patience = min(self._patience, _REPORT)
 
     def announce(self, reason: StopReason) -> None:
         """Tell every job, and those that come later, that it should end; it may do so in its own time."""
@@ -179,7 +164,7 @@ class Watchdog:
             self._changed.wait(seconds)
             self._looks_at = 0.0
             due = self._take_due()
-            fired, late, kept = list(self._fired), self._take_late(), list(self._irreplaceable)
+            fired, late, kept = list(self._fired), self._take_late(), list(self._unreplaced)
         for guard in late:
             self._report(guard.delivery, guard.reason.__name__ if guard.reason else None, guard.fired_at, guard.where())
         self._replace([*late, *kept])
@@ -213,9 +198,9 @@ class Watchdog:
             replaced = self.replace(guard)
             with self._lock:
                 if replaced:
-                    self._irreplaceable.discard(guard)
+                    self._unreplaced.discard(guard)
                 elif guard in self._late:
-                    self._irreplaceable.add(guard)
+                    self._unreplaced.add(guard)
 
     def _take_late(self) -> list[Guard]:
         now = clock.monotonic()
@@ -228,7 +213,7 @@ class Watchdog:
         now = clock.monotonic()
         reports = [guard.fired_at + _REPORT - now for guard in self._late if not guard.reported]
         until_due = [guard.due_at - now for guard in self._guards]
-        again = [*([_CANCEL_INTERVAL] if self._fired else []), *([_TRY_AGAIN] if self._irreplaceable else [])]
+        again = [*([_CANCEL_INTERVAL] if self._fired else []), *([_TRY_AGAIN] if self._unreplaced else [])]
         return max(0.0, min([max(self._limit, _LEAST) / 4, *reports, *until_due, *again]))
 
     def _take_due(self) -> list[tuple[Guard, type[Interrupt]]]:

@@ -8,16 +8,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import LiteralString, NamedTuple
 
 import psycopg
 
-from tests.chaos.faults.fleet import Worker
+from tests.chaos.faults.fleet import POOL_SIZE, Worker
 from tests.chaos.sampler import observing
 
 # A worker's sessions are called by the id of its boot, so those of a dead one count apart from its successor's.
 _SESSIONS: LiteralString = """
-    SELECT count(*) FROM pg_stat_get_activity(NULL) AS session
+    SELECT count(*), array_agg(concat_ws(
+        ' ', session.pid, session.state, 'since', session.backend_start::time(3), session.state_change::time(3),
+        left(session.query, 40)
+    ))
+    FROM pg_stat_get_activity(NULL) AS session
     WHERE session.application_name LIKE 'carpool %' GROUP BY left(session.application_name, 44)"""
 _LOOK = 0.1
 _WEIGH = 2.0
@@ -62,10 +67,15 @@ class Watching(threading.Thread):
             with suppress(psycopg.Error), observing(self._url()) as conn:
                 while not self._over.wait(_LOOK):
                     self._weigh()
-                    numbers = [row[0] - self._allowance for row in conn.execute(_SESSIONS)]
-                    self.most_sessions = max([self.most_sessions, *numbers])
+                    for number, sessions in conn.execute(_SESSIONS).fetchall():
+                        self._count(number - self._allowance, sessions)
                     self.num_looks += 1
             self._weigh()
+
+    def _count(self, number: int, sessions: Sequence[str]) -> None:
+        if number > max(self.most_sessions, POOL_SIZE):
+            print(f"{datetime.now(UTC):%H:%M:%S.%f} {number} sessions of {POOL_SIZE}:", *sessions, sep="\n    ")
+        self.most_sessions = max(self.most_sessions, number)
 
     def _weigh(self) -> None:
         if (now := time.monotonic()) < self._weighed_at + _WEIGH:
