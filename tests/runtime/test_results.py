@@ -148,7 +148,7 @@ def test_a_groups_callback_runs_once_when_all_members_are_done(
         with psycopg.connect(worker.pool.options.conninfo) as conn:
             conn.execute("INSERT INTO note VALUES (%s)", [word])
 
-    db.execute("CREATE TABLE note (word text)")
+    db.execute("CREATE TABLE note (word text, place serial)")
     members = group(
         [note.message("member"), note_without_transaction.message("member"), note.message("member")], broker=broker
     )
@@ -157,7 +157,7 @@ def test_a_groups_callback_runs_once_when_all_members_are_done(
     wait_until(lambda: "callback" in column(db, "SELECT word FROM note"), 20, "the callback")
     wait_until(lambda: scalar(db, "SELECT count(*) FROM worker.job") == 0, 20, "the end of all jobs")
 
-    assert column(db, "SELECT word FROM note") == ["member"] * 3 + ["callback"]
+    assert column(db, "SELECT word FROM note ORDER BY place") == ["member"] * 3 + ["callback"]
 
 
 def arrive(db: psycopg.Connection, broker: PostgresBroker, job_id: int) -> bool:
