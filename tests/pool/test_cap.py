@@ -152,3 +152,50 @@ def test_closing_a_connection_in_the_middle_of_a_statement_ends_its_session_too(
 
     assert num_sessions(db) == 0
     pool.putconn(conn)
+
+
+@pytest.mark.parametrize("mends", [False, True], ids=["by itself", "with a session that works"])
+def test_the_seat_of_a_connection_that_broke_in_a_statement_is_free_when_its_session_has_ended(
+    open_pool: OpenPool, database: str, db: psycopg.Connection, *, mends: bool
+) -> None:
+    """Something on the way has broken it, and the server is at work for it until it notices."""
+    pool = open_pool(max_size=2 + mends)
+    with ExitStack() as stack:
+        if mends:
+            stack.enter_context(pool.reserve())
+            reserved = stack.enter_context(pool.pinned())
+        busy = [InThread(lambda: _sleep(pool)) for _ in range(2)]
+        wait_until(lambda: _num_asleep(db) == 2, 5, "both statements")
+        sampler = stack.enter_context(sampling(database))
+        for checkout in pool.checkouts():
+            assert checkout.conn is not None
+            checkout.conn.wake()
+        for one in busy:
+            with pytest.raises(psycopg.OperationalError):
+                one.result()
+        again = [InThread(lambda: _select(pool)) for _ in range(2)]
+        while mends and any(one.is_running for one in again):
+            pool.mend(reserved)
+        for one in again:
+            one.result()
+
+    assert sampler.most == 2 + mends
+
+
+def _sleep(pool: Pool) -> None:
+    with pool.connection() as conn:
+        conn.execute("SELECT pg_sleep(600)")
+
+
+def _select(pool: Pool) -> None:
+    with pool.connection(timeout=10) as conn:
+        conn.execute("SELECT 1")
+
+
+def _num_asleep(db: psycopg.Connection) -> int:
+    return int(
+        scalar(
+            db,
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+        )
+    )

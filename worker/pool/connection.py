@@ -59,6 +59,8 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         """The number of its session at the server, known when it has been made."""
         self.patience: float | None = None
         """Seconds that an answer may take; None for as long as the network believes that somebody is there."""
+        self.is_unconfirmed = False
+        """Whether it broke without a word of the server, which may be at work for it until it notices that."""
         self._severed = self.is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
@@ -86,10 +88,21 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
             if self.patience is not None:
                 return self._wait_patiently(*args, **kwargs)
             return super().wait(*args, **kwargs)
-        except BaseException:
+        except BaseException as exc:
             if self._pipeline is None:
                 leave_pipeline(self.pgconn)
+            self.note_break(exc)
             raise
+
+    def note_break(self, exc: BaseException) -> None:
+        """
+        Remember it if *exc* says that the connection broke while an answer was waited for.
+
+        Something on the way may have done that, and a session in the middle of a statement does not notice it before
+        the server looks.
+        """
+        if self.pgconn.status == _BAD and isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None:
+            self.is_unconfirmed = True
 
     def _wait_patiently(self, *args: Any, **kwargs: Any) -> Any:
         """A network, or something in it, may drop everything and tell nobody: then no statement timeout is heard of."""
@@ -120,7 +133,9 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         """
         result = self.pgconn.exec_(commands)
         if result.status != ExecStatus.COMMAND_OK and result.status != ExecStatus.TUPLES_OK:
-            raise psycopg.errors.error_from_result(result, encoding=self.info.encoding)
+            refused = psycopg.errors.error_from_result(result, encoding=self.info.encoding)
+            self.note_break(refused)
+            raise refused
 
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
@@ -170,12 +185,15 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the server has ended the session of this closed connection, within *timeout* seconds."""
+        if self.is_unconfirmed:
+            return False
         if self._end is not None and _ends(self._end, timeout, drop=True):
             self.forget_end()
         return self._end is None
 
     def forget_end(self) -> None:
         """Take the session for ended, although the server has not confirmed it."""
+        self.is_unconfirmed = False
         end, self._end = self._end, None
         if end is not None:
             end.close()

@@ -168,6 +168,11 @@ class Pool(Lending):
             raise
         finally:
             conn.close()
+            if conn.is_unconfirmed:
+                # Its successor ends it.
+                with self._lock:
+                    self._ghosts.append(conn.server_pid)
+                conn.forget_end()
             self._last_pin = None if conn.has_ended() else conn
 
     def _wait_for_last_pin(self) -> None:

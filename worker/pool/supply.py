@@ -43,6 +43,8 @@ _GOODBYE = 0.25
 # After which a session whose end nobody confirmed counts as ended: the server has given it up by then (`_KEEP_ALIVE`,
 # and `_CHECK_CLIENT` within a query), unless its platform can do neither.
 _LINGER = 90.0
+# The same for one that broke: within a query the server looks each 2 s (`_CHECK_CLIENT`), and at once between two.
+_NOTICED = 2.5
 # An idle connection may have been forgotten by something on its way that drops it silently: asked before it is used.
 _ASK_AFTER = 30.0
 _ASK_TIMEOUT = 1.0
@@ -351,7 +353,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         """
         before = clock.monotonic() - _END_AFTER
         with self._lock:
-            lingering = [one for one, since in self._lingering if since <= before]
+            lingering = [one for one, since in self._lingering if since <= before or one.is_unconfirmed]
             ghosts = list(self._ghosts)
         if not (lingering or ghosts):
             return
@@ -424,7 +426,7 @@ class Supply(psycopg_pool.ConnectionPool[Connection]):
         for conn, since in lingering:
             if not conn.closed:  # who ended it was interrupted
                 self.retire_soon(conn)
-            elif conn.has_ended() or now - since > _LINGER:
+            elif conn.has_ended() or now - since > (_NOTICED if conn.is_unconfirmed else _LINGER):
                 conn.forget_end()
                 self._vacate(conn)
             else:

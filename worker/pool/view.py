@@ -63,7 +63,11 @@ class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
         """Whatever is said to the server passes here: the task that last used a view is the one that has it."""
         if (checkout := self.checkout) is not None:
             checkout.used_here()
-        return await super().wait(*args, **kwargs)
+        try:
+            return await super().wait(*args, **kwargs)
+        except psycopg.OperationalError as exc:
+            self.pooled.note_break(exc)
+            raise
 
     def _get_tx_start_command(self) -> bytes:
         self.pooled.num_begun += 1
