@@ -156,3 +156,22 @@ def test_what_callers_waited_is_counted(open_pool: OpenPool) -> None:
     waiting.result()
 
     assert pool.stats().waited_seconds_total >= 0.2
+
+
+def test_an_interrupt_of_a_statement_never_meets_the_question_whether_its_own_thread_lives(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.13 a thread that is interrupted while it asks that of itself counts as ended from then on."""
+    asked: list[threading.Thread] = []
+    is_alive = threading.Thread.is_alive
+
+    def asking(thread: threading.Thread) -> bool:
+        if thread is threading.current_thread():
+            asked.append(thread)
+        return is_alive(thread)
+
+    monkeypatch.setattr(threading.Thread, "is_alive", asking)
+    with pool.connection() as conn:
+        conn.execute("SELECT 1")
+
+    assert asked == []

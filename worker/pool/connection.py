@@ -8,7 +8,7 @@ import socket
 from asyncio.events import _get_running_loop
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import get_ident
+from threading import current_thread, get_ident
 from typing import Any
 
 import psycopg
@@ -81,7 +81,9 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
             checkout.thread_id != get_ident()
             or checkout.loop is not None
             or _get_running_loop() is not None
-            or not checkout.thread.is_alive()  # the number of a thread that has ended is given to another
+            # The number of a thread that has ended is given to another. Not by `is_alive()`: before Python 3.13 an
+            # interrupt that lands in there makes a thread that lives count as ended (`_wait_for_tstate_lock`).
+            or checkout.thread is not current_thread()
         ):
             checkout.used_here()
         try:
