@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from uuid import UUID
 
 import psycopg
 
@@ -56,13 +57,20 @@ def test_a_worker_of_two_slots_runs_two_jobs_beside_one_that_is_stuck(
     assert worker.end() == 0
 
 
-def test_a_stop_waits_for_a_stuck_job_and_gives_it_its_own_verdict(
+def stopping_with_a_stuck_job(
     start_worker: StartWorker, database: str, noted: psycopg.Connection, gate: Gate
-) -> None:
+) -> tuple[WorkerProcess, UUID]:
     worker = start_worker(database, "--slots", "2").running()
     job_id = send(noted, "deaf_until", gate=gate.path)
     worker.event("slot.replaced")
     worker.send(signal.SIGTERM)
+    return worker, job_id
+
+
+def test_a_stop_waits_for_a_stuck_job_and_gives_it_its_own_verdict(
+    start_worker: StartWorker, database: str, noted: psycopg.Connection, gate: Gate
+) -> None:
+    worker, job_id = stopping_with_a_stuck_job(start_worker, database, noted, gate)
     draining = worker.event("worker.draining")
     gate.open()
 
@@ -75,10 +83,7 @@ def test_a_stop_waits_for_a_stuck_job_and_gives_it_its_own_verdict(
 def test_a_second_signal_waits_no_longer_for_a_stuck_job_than_for_any_other(
     start_worker: StartWorker, database: str, noted: psycopg.Connection, gate: Gate
 ) -> None:
-    worker = start_worker(database, "--slots", "2").running()
-    job_id = send(noted, "deaf_until", gate=gate.path)
-    worker.event("slot.replaced")
-    worker.send(signal.SIGTERM)
+    worker, job_id = stopping_with_a_stuck_job(start_worker, database, noted, gate)
     worker.event("worker.draining")
     worker.send(signal.SIGTERM)
 

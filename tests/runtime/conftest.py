@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import psycopg
@@ -22,6 +23,14 @@ def worker(broker: PostgresBroker, database: str) -> Iterator[RunningWorker]:
     """A worker with two slots and two connections for jobs."""
     with running_worker(broker, database) as running:
         yield running
+
+
+@pytest.fixture
+def enough() -> Iterator[threading.Event]:
+    """What is kept by a test waits for it, in C; set at the end."""
+    enough = threading.Event()
+    yield enough
+    enough.set()
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ from worker.runtime.loop_watch import LoopWatch
 
 
 @pytest.fixture
-def enough() -> Iterator[threading.Event]:
-    """What keeps the loop waits for it, in C."""
-    enough = threading.Event()
-    yield enough
-    enough.set()
-
-
-@pytest.fixture
 def ended() -> list[Claim]:
     return []
 

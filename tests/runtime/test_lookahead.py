@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -77,13 +76,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
         lookahead._expected = 0.004
 
     monkeypatch.setattr(Lookahead, "__init__", expect)
-
-
-@pytest.fixture
-def enough() -> Iterator[threading.Event]:
-    enough = threading.Event()
-    yield enough
-    enough.set()
 
 
 def held_job(broker: PostgresBroker, enough: threading.Event) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -31,14 +31,6 @@ from worker.runtime.tally import Tally
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body counts as stuck a moment after its interrupt."""
     monkeypatch.setattr("worker.runtime.watchdog._REPORT", 0.05)
-
-
-@pytest.fixture
-def enough() -> Iterator[threading.Event]:
-    """What stuck jobs wait for, in C."""
-    enough = threading.Event()
-    yield enough
-    enough.set()
 
 
 @pytest.fixture

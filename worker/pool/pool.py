@@ -169,10 +169,7 @@ class Pool(Lending):
         finally:
             conn.close()
             if conn.is_unconfirmed:
-                # Its successor ends it.
-                with self._lock:
-                    self._ghosts.append(conn.server_pid)
-                conn.forget_end()
+                self._leave_to_successor(conn)
             self._last_pin = None if conn.has_ended() else conn
 
     def _wait_for_last_pin(self) -> None:
@@ -181,9 +178,14 @@ class Pool(Lending):
         if last is not None:
             if not last.has_ended(0.0 if last.is_silent else _PATIENCE):
                 logger.warning("pool.session_lingers", reason="the last reserved session has not ended yet")
-                with self._lock:
-                    self._ghosts.append(last.server_pid)
+                self._leave_to_successor(last)
             last.forget_end()
+
+    def _leave_to_successor(self, conn: Connection) -> None:
+        """The next session that works has the server end that of *conn*, which is closed."""
+        with self._lock:
+            self._ghosts.append(conn.server_pid)
+        conn.forget_end()
 
     def _take_out(self) -> Connection | None:
         """An idle connection that is the pool's no more."""
