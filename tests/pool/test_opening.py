@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -149,6 +151,26 @@ def test_a_server_that_takes_connections_and_never_answers_is_given_up_in_time()
         Pool.connect(PoolOptions(conninfo=nowhere, connect_timeout=2, alone=False))
 
     assert clock.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("num_addresses", [1, 2])
+def test_an_attempt_that_is_given_up_is_over_at_once_and_not_when_garbage_is_collected(num_addresses: int) -> None:
+    """The server may take it up later: what it finds open then is a session that no seat is counted for."""
+    with ExitStack() as stack:
+        stack.callback(gc.enable)
+        gc.disable()
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(num_addresses)]
+        ports = ",".join(str(one.getsockname()[1]) for one in servers)
+        hosts = ",".join("127.0.0.1" for _ in servers)
+
+        with pytest.raises(DatabaseUnavailable, match="timeout"):
+            Pool.connect(PoolOptions(conninfo=f"host={hosts} port={ports} sslmode=disable", connect_timeout=2))
+
+        for server in servers:
+            client = stack.enter_context(server.accept()[0])
+            client.settimeout(1)
+            assert client.recv(4096)  # its name and what it wants
+            assert client.recv(4096) == b""
 
 
 def test_a_pool_that_could_not_be_opened_leaves_room_for_the_next(closed_port: int, database: str) -> None:

@@ -140,8 +140,7 @@ def pass_by(db: psycopg.Connection, state: str = "available", worker: UUID | Non
 def blocks(db: psycopg.Connection, statement: LiteralString, parameters: dict[str, Any]) -> int:
     """How many *statement* reads, which is undone; planned as in a dispatcher's session."""
     session.prepare(db, statement_timeout=10.0)
-    with db.transaction(force_rollback=True):
-        return num_blocks(db, statement, parameters)
+    return num_blocks(db, statement, parameters)
 
 
 # Flat

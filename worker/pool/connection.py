@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import traceback
 from asyncio.events import _get_running_loop
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import current_thread, get_ident
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
@@ -64,6 +65,20 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         self._severed = self.is_silent = False
         self._end: socket.socket | None = None
         self._news: select.poll | None = None
+
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """
+        As psycopg's, but an attempt that is given up is over when this raises.
+
+        psycopg leaves its socket to the garbage collector, because the error keeps the frames that know of it. A server
+        that was too busy, or out of reach, would take it up later: a session that nobody has, for minutes perhaps.
+        """
+        try:
+            return super().connect(*args, **kwargs)
+        except psycopg.Error as exc:
+            traceback.clear_frames(exc.__traceback__)
+            raise
 
     @property
     def closed(self) -> bool:

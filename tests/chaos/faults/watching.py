@@ -25,6 +25,7 @@ _SESSIONS: LiteralString = """
     FROM pg_stat_get_activity(NULL) AS session
     WHERE session.application_name LIKE 'carpool %' GROUP BY left(session.application_name, 44)"""
 _LOOK = 0.1
+_BLINK = 0.05
 _WEIGH = 2.0
 _PATIENCE = 60.0
 # What is filled once (arenas, caches, compiled patterns) is filled by then.
@@ -67,10 +68,18 @@ class Watching(threading.Thread):
             with suppress(psycopg.Error), observing(self._url()) as conn:
                 while not self._over.wait(_LOOK):
                     self._weigh()
-                    for number, sessions in conn.execute(_SESSIONS).fetchall():
-                        self._count(number - self._allowance, sessions)
-                    self.num_looks += 1
+                    self._look(conn)
             self._weigh()
+
+    def _look(self, conn: psycopg.Connection) -> None:
+        found = conn.execute(_SESSIONS).fetchall()
+        if self._allowance and any(number > POOL_SIZE for number, _ in found):
+            # What was given up while nothing passed, the server takes up when something does, and finds nobody there.
+            time.sleep(_BLINK)
+            found = conn.execute(_SESSIONS).fetchall()
+        for number, sessions in found:
+            self._count(number - self._allowance, sessions)
+        self.num_looks += 1
 
     def _count(self, number: int, sessions: Sequence[str]) -> None:
         if number > max(self.most_sessions, POOL_SIZE):
