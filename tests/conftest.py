@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -19,6 +20,14 @@ from tests.leaks import children, threads
 from tests.waiting import wait_until
 from worker import embedded
 from worker.queue.schema import Schema
+
+# structlog's own default would render each traceback with rich, half a second of CPU for one.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 LEAK_PATIENCE = 5.0
 
