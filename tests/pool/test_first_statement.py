@@ -11,7 +11,7 @@ import pytest
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from tests.bench.protocol import Traffic, watched
-from tests.factories import backend_pid, opened_pool, terminate
+from tests.factories import backend_pid, opened_pool, scalar, terminate
 from tests.pool.conftest import OpenPool
 from worker.pool import Pool
 
@@ -159,6 +159,31 @@ def test_autocommit_begins_nothing(conn: psycopg.Connection) -> None:
     conn.execute("INSERT INTO price VALUES (%s)", [2])
 
     assert status(conn) == TransactionStatus.IDLE
+
+
+def test_a_commit_is_refused_once_a_transaction_is_promised(conn: psycopg.Connection) -> None:
+    promise(conn)
+
+    with pytest.raises(psycopg.ProgrammingError, match="forbidden within a Transaction"):
+        conn.commit()
+
+    conn._num_transactions = 0
+
+
+def test_a_commit_on_a_closed_connection_is_refused(conn: psycopg.Connection) -> None:
+    conn.close()
+
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        conn.commit()
+
+
+def test_a_commit_in_a_pipeline_has_it_sent(conn: psycopg.Connection, db: psycopg.Connection) -> None:
+    conn.autocommit = True
+    with conn.pipeline():
+        conn.execute("INSERT INTO price VALUES (2)")
+        conn.commit()
+
+        assert scalar(db, "SELECT count(*) FROM price WHERE amount = 2") == 1
 
 
 def with_a_cursor_of_the_server(conn: psycopg.Connection) -> None:

@@ -137,6 +137,11 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
         else:
             super().set_autocommit(value)
 
+    def commit(self) -> None:
+        """As psycopg's; where nothing has begun, as at the end of a block in autocommit, without its generator."""
+        if self.pgconn.transaction_status != _IDLE or self._num_transactions or self._tpc is not None:
+            super().commit()
+
     def _get_tx_start_command(self) -> bytes:
         self.num_begun += 1
         return super()._get_tx_start_command()
