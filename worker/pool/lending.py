@@ -329,6 +329,10 @@ class Lending(Supply):
         checkout = conn.checkout
         return checkout is not None and self._checkouts.end(checkout)
 
+    def is_held_by(self, holder: str) -> bool:
+        """Whether *holder* has a connection out."""
+        return bool(self._checkouts.held_by(holder))
+
     def reclaim(self, holder: str) -> None:
         """
         End what *holder* still has out: it is over, and nobody else will return it.

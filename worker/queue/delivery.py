@@ -209,6 +209,12 @@ class Delivery(MessageProxy):
         self.step_cut = (conn is not None and conn.broken) or isinstance(error, _CONFLICTS + _REFUSALS)
 
     @property
+    def takes_connection(self) -> bool:
+        """Whether its run holds a connection from beginning to end."""
+        signature = getattr(self.actor, "signature", None)
+        return signature is not None and signature.takes_connection
+
+    @property
     def takes_pool(self) -> bool:
         """Whether the job is given the pool, and takes its connections from there by itself."""
         signature = getattr(self.actor, "signature", None)

@@ -63,7 +63,7 @@ class Transaction(Middleware):
         _enter(delivery, holder, delivery.holder)
         _enter(delivery, mark, delivery.mark)
         delivery.abilities = partial(RunAbilities, broker)
-        if isinstance(delivery.actor, Job) and delivery.actor.signature.takes_connection:
+        if isinstance(delivery.actor, Job) and delivery.takes_connection:
             try:
                 if delivery.actor.options.get("transaction", True):
                     begin(delivery, broker.schema, binding=not delivery.actor.signature.is_async)

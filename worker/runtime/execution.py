@@ -13,7 +13,7 @@ from dramatiq import Actor
 from dramatiq.errors import ActorNotFound, RateLimitExceeded, Retry
 from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage, TimeLimitExceeded
 
-from worker import clock, log
+from worker import clock, log, tracing
 from worker.errors import Cancelled
 from worker.pool import shield
 from worker.queue.broker import PostgresBroker
@@ -83,6 +83,15 @@ class Execution:
     def deliver(self, claim: Claim) -> Delivery | None:
         """What runs of *claim*; None when it cannot be read and is dead by now."""
         return self._broker.deliver(claim)
+
+    def is_quick(self, delivery: Delivery) -> bool:
+        """Whether what comes before its body, or behind it, waits for nothing: no database, no code of others."""
+        return (
+            self.hooks.are_quick(delivery)
+            and not delivery.takes_connection
+            and not delivery.pool.is_held_by(delivery.holder)
+            and not tracing.is_on()  # whose exporter may send each span by itself
+        )
 
     def prepare(self, delivery: Delivery) -> Ending | None:
         """The before-hooks; an ending when the body must not run."""

@@ -6,15 +6,33 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from dramatiq.middleware import Middleware, MiddlewareError, ShutdownNotifications, TimeLimit
+from dramatiq.middleware import (
+    AgeLimit,
+    GroupCallbacks,
+    Middleware,
+    MiddlewareError,
+    ShutdownNotifications,
+    TimeLimit,
+)
+from dramatiq.results import Results
 
 from worker import log
+from worker.queue.backends import PostgresGroups
 from worker.queue.broker import PostgresBroker, overrides
+from worker.queue.delivery import Delivery
+from worker.queue.following import Callbacks, Pipelines
+from worker.queue.retries import Retries
+from worker.queue.transaction import Transaction
 
 logger = log.get_logger(__name__)
 
 # The watchdog does their work: it also reaches the database, and never interrupts a hook.
 _SUPERSEDED = (TimeLimit, ShutdownNotifications)
+# By themselves none of these waits, neither for a database nor for anything else ...
+_QUICK = frozenset({AgeLimit, Callbacks, Pipelines, Retries, Transaction, *_SUPERSEDED})
+# ... and these only in a run that has one of the options. A class made of any of them is not meant.
+_ASKED = frozenset({Results, GroupCallbacks, PostgresGroups})
+_ASKS = ("store_results", "group_completion_uuid")
 
 
 class Hooks:
@@ -31,6 +49,7 @@ class Hooks:
         for middleware in broker.middleware:
             if type(middleware) not in _SUPERSEDED:
                 self._listen(middleware)
+        self._are_known = all(_is_known(middleware) for middleware in broker.middleware)
 
     def _listen(self, middleware: Middleware) -> None:
         for name in dir(Middleware):
@@ -39,6 +58,11 @@ class Hooks:
                     self._listeners[name].append(getattr(middleware, name))
             elif name.startswith("after_") and overrides(middleware, name):
                 self._listeners[name].insert(0, getattr(middleware, name))
+
+    def are_quick(self, delivery: Delivery) -> bool:
+        """Whether none of them waits for anything in this run, but for the connection that its job may take."""
+        options = {} if delivery.actor is None else delivery.actor.options
+        return self._are_known and not any(delivery.options.get(name, options.get(name)) for name in _ASKS)
 
     def before(self, signal: str, *args: Any) -> None:
         """
@@ -62,3 +86,8 @@ class Hooks:
                 hook(self._broker, *args, **kwargs)
             except Exception:
                 logger.exception("middleware.failed", hook=f"{type(hook.__self__).__name__}.after_{signal}")  # type: ignore[attr-defined]  # bound methods
+
+
+def _is_known(middleware: Middleware) -> bool:
+    kind = type(middleware)
+    return kind in _QUICK or (kind in _ASKED and not getattr(middleware, "store_results", False))

@@ -76,7 +76,7 @@ class JobLoop:
         # By the number of the claim: what it has not begun, and what it has, because the loop keeps no task that waits.
         self._waiting: dict[int, Claim] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        # Hooks may block: they open transactions and write results, so they never run on the loop itself.
+        # For hooks that may block, as they open transactions and write results.
         self._hooks = ThreadPoolExecutor(_HOOK_THREADS, thread_name_prefix="job-hooks")
 
     def __enter__(self) -> JobLoop:
@@ -166,10 +166,17 @@ class JobLoop:
         started = clock.monotonic()
         context.run(log.fields.set, functools.partial(fields, delivery.claim))
         try:
-            ending: Ending | None = await self._in_hooks(context, self._execution.prepare, delivery)
+            if self._execution.is_quick(delivery):
+                ending: Ending | None = context.run(self._execution.prepare, delivery)
+            else:
+                ending = await self._in_hooks(context, self._execution.prepare, delivery)
             if ending is None:
                 ending = await self._run_body(delivery, context)
-            await self._in_hooks(context, self._execution.conclude, delivery, ending, started)
+            # An error is rendered, which takes its time.
+            if ending.error is None and self._execution.is_quick(delivery):
+                context.run(self._execution.conclude, delivery, ending, started)
+            else:
+                await self._in_hooks(context, self._execution.conclude, delivery, ending, started)
         except Exception as exc:
             await self._in_hooks(context, self._execution.give_up, delivery.claim, exc, delivery)
 
