@@ -236,6 +236,29 @@ def test_what_a_coroutine_changed_is_not_the_next_ones(single: Pool) -> None:
         assert not conn.autocommit
 
 
+def test_a_coroutine_can_neither_commit_nor_leave_a_transaction_that_a_block_has_begun(single: Pool) -> None:
+    async def main() -> None:
+        async with single.begin() as conn:
+            with pytest.raises(psycopg.ProgrammingError, match="forbidden within a Transaction"):
+                await conn.commit()
+            with pytest.raises(psycopg.ProgrammingError, match="can't change 'autocommit' now"):
+                await conn.set_autocommit(True)
+
+    run(main)
+
+
+def test_a_coroutine_commits_what_it_has_begun(single: Pool, db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE note (id int)")
+
+    async def main() -> None:
+        async with single.connection() as conn:
+            await conn.execute("INSERT INTO note VALUES (1)")
+            await conn.commit()
+            assert scalar(db, "SELECT count(*) FROM note") == 1
+
+    run(main)
+
+
 def test_a_view_that_its_user_closed_is_replaced(single: Pool, db: psycopg.Connection) -> None:
     async def close() -> None:
         async with single.connection() as conn:

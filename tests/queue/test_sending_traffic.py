@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -54,6 +56,16 @@ def test_a_send_of_a_coroutine_is_one_trip_too(charge: Any, broker: PostgresBrok
         assert spent == Traffic(statements=SENDS, trips=SENDS, commits=SENDS)
         with pool.connection() as conn:
             assert not conn.autocommit
+
+
+@pytest.mark.usefixtures("pool")
+def test_a_send_of_a_coroutine_takes_no_thread_when_the_pool_is_open(charge: Any) -> None:
+    async def send() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="taken"))
+        await charge.send_async(1)
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("taken")]
+
+    asyncio.run(send())
 
 
 def test_a_bulk_by_itself_is_one_statement_and_one_trip(charge: Any, broker: PostgresBroker, database: str) -> None:

@@ -7,7 +7,7 @@ from worker.pool.hygiene import HygieneMode
 from worker.pool.mark import mark
 from worker.pool.options import AsyncMode, ConnectOptions, PoolOptions
 from worker.pool.pool import Pool
-from worker.pool.shared import bind_pool, get_lender, get_pool, get_pool_async
+from worker.pool.shared import bind_pool, get_lender, get_lender_async, get_pool, get_pool_async
 from worker.pool.stats import PoolStats
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "PoolStats",
     "bind_pool",
     "get_lender",
+    "get_lender_async",
     "get_pool",
     "get_pool_async",
     "holder",

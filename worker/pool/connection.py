@@ -132,14 +132,14 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
 
     def set_autocommit(self, value: bool) -> None:
         """As psycopg's, without its lock and generator where nobody can be in the way: the server is told nothing."""
-        if self.pgconn.transaction_status == _IDLE and not self._num_transactions and self._pipeline is None:
+        if self.is_untouched:
             self._autocommit = bool(value)
         else:
             super().set_autocommit(value)
 
     def commit(self) -> None:
-        """As psycopg's; where nothing has begun, as at the end of a block in autocommit, without its generator."""
-        if self.pgconn.transaction_status != _IDLE or self._num_transactions or self._tpc is not None:
+        """As psycopg's, and without them where there is nothing to commit, as at the end of a block in autocommit."""
+        if not self.is_untouched:
             super().commit()
 
     def _get_tx_start_command(self) -> bytes:

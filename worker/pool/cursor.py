@@ -73,6 +73,17 @@ class BeginsAlong:
         yield from super()._tpc_begin_gen(xid)  # type: ignore[misc]
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether no transaction has begun or is promised, so that there is nothing to end and nobody to ask."""
+        this: Any = self
+        return (
+            this.pgconn.transaction_status == _IDLE
+            and not this._num_transactions
+            and this._pipeline is None
+            and this._tpc is None
+        )
+
+    @property
     def is_promised(self) -> bool:
         """Whether a transaction is promised, and has not begun."""
         this: Any = self

@@ -121,6 +121,12 @@ def get_lender() -> psycopg_pool.ConnectionPool[Any]:
     return get_pool() if bound is None or isinstance(bound, Pool) else bound
 
 
+async def get_lender_async() -> psycopg_pool.ConnectionPool[Any]:
+    """`get_lender` for coroutines: the loop goes on while the pool opens."""
+    bound = _pool
+    return await get_pool_async() if bound is None or isinstance(bound, Pool) else bound
+
+
 def _opened() -> Pool | None:
     pool = _pool
     if pool is None or isinstance(pool, Pool):

@@ -69,6 +69,18 @@ class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
             self.pooled.note_break(exc)
             raise
 
+    async def set_autocommit(self, value: bool) -> None:
+        """As that of the connection behind it."""
+        if self.is_untouched:
+            self._autocommit = bool(value)
+        else:
+            await super().set_autocommit(value)
+
+    async def commit(self) -> None:
+        """As that of the connection behind it."""
+        if not self.is_untouched:
+            await super().commit()
+
     def _get_tx_start_command(self) -> bytes:
         self.pooled.num_begun += 1
         return super()._get_tx_start_command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ from dramatiq.results import Results
 
 from worker import log, tracing
 from worker.errors import ArgumentError, ConfigError
-from worker.pool import Pool, PoolOptions, get_lender, get_pool, shield
+from worker.pool import Pool, PoolOptions, get_lender, get_lender_async, get_pool, shield
 from worker.queue.actor import Job
 from worker.queue.backends import PostgresGroups, PostgresResults
 from worker.queue.binding import bound_connection
@@ -118,6 +119,12 @@ class PostgresBroker(Broker):
     def lender(self) -> psycopg_pool.ConnectionPool[Any]:
         """What sends borrow from; other than `pool` only when the application has bound a pool of its own."""
         return get_lender() if self._pool is None and self._url is None else self.pool
+
+    async def lender_async(self) -> psycopg_pool.ConnectionPool[Any]:
+        """`lender` for coroutines: the loop goes on while it is opened."""
+        if self._pool is not None:
+            return self._pool
+        return await get_lender_async() if self._url is None else await asyncio.to_thread(lambda: self.pool)
 
     @property
     def schema(self) -> Schema:

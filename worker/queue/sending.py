@@ -43,6 +43,8 @@ class Place(Protocol):
     @property
     def lender(self) -> psycopg_pool.ConnectionPool[Any]: ...
 
+    async def lender_async(self) -> psycopg_pool.ConnectionPool[Any]: ...
+
     @property
     def schema(self) -> Schema: ...
 
@@ -119,7 +121,7 @@ def _committing(conn: psycopg.Connection[Any], jobs: Sequence[NewJob]) -> Iterat
 
 
 async def _borrow_async(place: Place, jobs: Sequence[NewJob]) -> Standing:
-    lender = await asyncio.to_thread(lambda: place.lender)  # which may have to be opened
+    lender = await place.lender_async()
     if not isinstance(lender, Pool):
         # One of the application's, which lends to threads only.
         return await asyncio.to_thread(_borrow, place, jobs)
