@@ -7,7 +7,7 @@ from typing import Any
 import dramatiq
 import pytest
 
-from worker import ConfigError, PostgresBroker, job
+from worker import ConfigError, Limit, PostgresBroker, job
 
 
 @pytest.fixture
@@ -53,6 +53,21 @@ def test_the_same_thing_said_twice_is_no_contradiction(broker: PostgresBroker) -
         ({"name": 5}, "job name 5: expected text"),
         ({"priority": "high"}, "job priority 'high': expected a whole number"),
         ({"timeout": 0}, "job timeout 0: expected more than 0 seconds, or None for no limit"),
+        ({"limit": 5}, "job limit 5: expected a worker.Limit, such as Limit(5)"),
+        ({"limit": Limit}, "expected a worker.Limit, such as Limit(5)"),
+        ({"rate": "10/min"}, "job rate '10/min': expected a worker.Rate, such as Rate(10, per=60)"),
+        ({"aliases": "old"}, "job aliases 'old': expected names by names, as {'old': 'new'}"),
+        ({"aliases": {"old": 5}}, "job aliases {'old': 5}: expected names by names"),
+        ({"former_names": "old"}, "job former_names 'old': expected a list of names, as ['old']"),
+        ({"former_names": [5]}, "job former_names [5]: expected a list of names"),
+        ({"transaction": "no"}, "job transaction 'no': expected True, or False for a connection that commits each"),
+        ({"store_results": "yes"}, "job store_results 'yes': expected True or False"),
+        ({"retry_when": 3}, "job retry_when 3: expected a function of the number of retries and the exception"),
+        ({"throws": "ValueError"}, "job throws 'ValueError': expected an exception class, or a tuple of some"),
+        ({"throws": (ValueError, 5)}, "expected an exception class, or a tuple of some"),
+        ({"on_success": 5}, "job on_success 5: expected a job or its name"),
+        ({"tags": ["a"]}, "job option tags=['a']: it belongs to a send: send_with_options(tags=...)"),
+        ({"delay": 5}, "job option delay=5: it belongs to a send"),
     ],
 )
 def test_an_option_that_cannot_work_is_refused_by_name(

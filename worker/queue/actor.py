@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from worker.pool import Pool
 from worker.queue import keys
 from worker.queue.binding import AnyConnection, bind, check_connection
 from worker.queue.context import Context
+from worker.queue.declaration import by_dramatiqs_names, check_kinds, check_values
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7
 from worker.queue.limit import Limit
@@ -34,8 +34,6 @@ A = TypeVar("A", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Co
 B = TypeVar("B", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any], Pool, Context)
 
-# As Dramatiq has it.
-_QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
 # Understood by parts that declare no options of actors, or only at the send.
 _OF_MIDDLEWARE = {"on_success", "on_failure", "on_retry_exhausted", "max_age", "time_limit"}
 
@@ -385,10 +383,12 @@ def job(
         SignatureError: A parameter cannot work.
         ConfigError: A value cannot work.
     """
-    name, queue, timeout = _by_dramatiqs_names(name, queue, timeout, options)
-    _check_values(name, queue, priority, timeout)
+    name, queue, timeout = by_dramatiqs_names(name, queue, timeout, options)
+    check_values(name, queue, priority, timeout)
+    ours = {"limit": limit, "rate": rate, "aliases": aliases, "former_names": former_names}
+    check_kinds({**options, **ours})
     declaring: Callable[..., Any] = Job
-    declared = partial(declaring, limit=limit, rate=rate, unique=unique, aliases=aliases, former_names=former_names)
+    declared = partial(declaring, unique=unique, **ours)
     decorator = dramatiq.actor(
         actor_class=declared,
         actor_name=name,
@@ -398,48 +398,3 @@ def job(
         **options,
     )
     return decorator if fn is None else decorator(fn)
-
-
-def _check_values(name: str | None, queue: str, priority: int, timeout: float | None) -> None:
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        raise ConfigError(f"job timeout {timeout!r}: expected more than 0 seconds, or None for no limit")
-    if not (isinstance(priority, int) and -1_000_000 <= priority <= 1_000_000):
-        raise ConfigError(f"job priority {priority!r}: expected a whole number from -1000000 to 1000000")
-    if not (isinstance(queue, str) and _QUEUE_NAME.fullmatch(queue)):
-        raise ConfigError(
-            f"job queue {queue!r}: expected a letter or an underscore, then letters, digits, dots, dashes or"
-            " underscores"
-        )
-    if name is not None and not (isinstance(name, str) and name and "\0" not in name):
-        raise ConfigError(f"job name {name!r}: expected text")
-
-
-def _by_dramatiqs_names(
-    name: str | None, queue: str, timeout: float | None, options: dict[str, Any]
-) -> tuple[str | None, str, float | None]:
-    """Take those of *options* that Dramatiq calls otherwise than we do."""
-    if "actor_class" in options:
-        raise ConfigError(
-            f"job option actor_class={options['actor_class']!r}: @job makes a class of its own; an actor of another"
-            " class is declared by @dramatiq.actor, and runs beside the jobs"
-        )
-    limit_ms = options.pop("time_limit", None)
-    if limit_ms is not None and not (isinstance(limit_ms, int | float) and limit_ms > 0):
-        raise ConfigError(f"job time_limit {limit_ms!r}: expected more than 0 milliseconds, or say timeout= in seconds")
-    limit = None if limit_ms is None or limit_ms == float("inf") else limit_ms / 1000
-    return (
-        _either("name", name, None, "actor_name", options.pop("actor_name", None)),
-        _either("queue", queue, "default", "queue_name", options.pop("queue_name", None)),
-        timeout if limit_ms is None else _either("timeout", timeout, 600.0, "time_limit", limit),
-    )
-
-
-def _either(ours: str, value: Any, default: Any, dramatiqs: str, given: Any) -> Any:
-    """*value* of the option that we call *ours*, or the one *given* by Dramatiq's name of it."""
-    if given is None and ours != "timeout":
-        return value
-    if value not in (default, given):
-        raise ConfigError(
-            f"job option {dramatiqs}: it is Dramatiq's name of {ours}=, which is {value!r} already: keep one of them"
-        )
-    return given
