@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import dramatiq
 import pytest
 
-from worker import ConfigError, Limit, PostgresBroker, job
+from worker import ArgumentError, ConfigError, Limit, PostgresBroker, Rate, Unique, job
 
 
 @pytest.fixture
@@ -77,3 +78,46 @@ def test_an_option_that_cannot_work_is_refused_by_name(
         declared(broker, **options)
 
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"url": b"postgresql://u:s3cret@h/d"}, "PostgresBroker(url) of type bytes: expected a connection string"),
+        ({"pool": "shop"}, "PostgresBroker(pool='shop'): expected a worker.Pool, or None"),
+        ({"schema": 5}, "PostgresBroker(schema=5): expected the name of a schema, or None"),
+        ({"lease": "10s"}, "PostgresBroker(lease='10s'): expected a number of seconds, more than 0"),
+        ({"lease": 0}, "PostgresBroker(lease=0): expected a number of seconds, more than 0"),
+        ({"max_args": 0}, "PostgresBroker(max_args=0): expected a number of bytes"),
+    ],
+)
+def test_an_option_of_the_broker_that_cannot_work_is_refused_by_name(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        PostgresBroker(**options)
+
+    assert said in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [Limit, partial(Rate, per=60)])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"by": 5}, "by 5: expected the name of an argument, or a list of names"),
+        ({"by": ["user", 5]}, "by ['user', 5]: expected the name of an argument"),
+        ({"by": ""}, "by '': expected the name of an argument"),
+        ({"name": ""}, "name '': expected text"),
+        ({"name": 5}, "name 5: expected text"),
+    ],
+)
+def test_what_is_counted_by_no_words_is_refused(count: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        count(1, **options)
+
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("by", [5, "user", ["user", 5]])
+def test_a_unique_job_by_no_words_is_refused(by: Any) -> None:
+    with pytest.raises(ArgumentError, match="expected a list of names of arguments"):
+        Unique(by=by)

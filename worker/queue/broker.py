@@ -72,6 +72,9 @@ class PostgresBroker(Broker):
         middleware: When None, Dramatiq's default list, and results and groups on Postgres, so that
             `store_results=True` is all they need. The job transactions come first in any case.
         lease: Seconds without a heartbeat until other workers may rescue the jobs of a process.
+
+    Raises:
+        ConfigError: A value cannot work.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class PostgresBroker(Broker):
         lease: float = 10.0,
         max_args: int | None = None,
     ) -> None:
+        _check(url, pool, schema, lease, max_args)
         # First of the list: its before-hooks come first and its after-hooks last.
         self._ours: list[Middleware] = []
         ours = [Results(backend=PostgresResults(self)), PostgresGroups(self)] if middleware is None else []
@@ -448,6 +452,21 @@ class PostgresBroker(Broker):
         """Stop consuming and close the pool if it is this broker's own; a second call does nothing."""
         self._open.close()
         self._feed = self.dispatcher = None
+
+
+def _check(url: object, pool: object, schema: object, lease: object, max_args: object) -> None:
+    """Refuse what only the first send would meet otherwise; what stands in a connection string, it meets."""
+    if not isinstance(url, str | None):  # which may hold a password, whatever it is
+        raise ConfigError(f"PostgresBroker(url) of type {type(url).__name__}: expected a connection string, or None")
+    wrong = [
+        ("pool", pool, isinstance(pool, Pool | None), "a worker.Pool, or None"),
+        ("schema", schema, isinstance(schema, str | None), "the name of a schema, or None"),
+        ("lease", lease, isinstance(lease, int | float) and lease > 0, "a number of seconds, more than 0"),
+        ("max_args", max_args, max_args is None or (isinstance(max_args, int) and max_args > 0), "a number of bytes"),
+    ]
+    for name, value, is_right, expected in wrong:
+        if not is_right:
+            raise ConfigError(f"PostgresBroker({name}={value!r}): expected {expected}")
 
 
 def ensure_broker() -> None:

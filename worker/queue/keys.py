@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -30,6 +30,20 @@ class Counting(Protocol):
 def names(by: str | Sequence[str]) -> tuple[str, ...]:
     """The names of the arguments that *by* means."""
     return (by,) if isinstance(by, str) else tuple(by)
+
+
+def check_words(what: str, by: object, name: object) -> None:
+    """
+    Refuse what cannot be the names of arguments, or the name of *what* is counted.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    words = [by] if isinstance(by, str) else by
+    if not isinstance(words, Collection) or not all(isinstance(word, str) and word for word in words):
+        raise ConfigError(f"{what} by {by!r}: expected the name of an argument, or a list of names")
+    if name is not None and not (isinstance(name, str) and name):
+        raise ConfigError(f"{what} name {name!r}: expected text")
 
 
 def check(what: str, actor: str, by: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> None:

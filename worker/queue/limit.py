@@ -36,6 +36,7 @@ class Limit:
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise ConfigError(f"limit {self.size!r}: expected a whole number from 1 on")
+        keys.check_words("limit", self.by, self.name)
         if self.in_order and self.size != 1:
             raise ConfigError(f"limit {self.size}: jobs in order run one at a time, expected a size of 1")
 

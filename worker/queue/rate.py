@@ -47,6 +47,7 @@ class Rate:
             raise ConfigError(f"rate {self.size!r}: expected a whole number from 1 to {MAX_SIZE}")
         if not is_per(self.per):
             raise ConfigError(f"rate per {self.per!r}: expected seconds from 0.001 to {MAX_PER:.0f}, or a timedelta")
+        keys.check_words("rate", self.by, self.name)
 
     @property
     def seconds(self) -> float:
