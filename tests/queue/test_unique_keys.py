@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -395,6 +397,130 @@ def test_housekeeping_forgets_tags_of_jobs_that_the_history_has_forgotten(charge
     History(Schema()).maintain(db)
 
     assert column(db, "SELECT tag FROM worker.job_tag") == ["waits"]
+
+
+# In a pipeline of the caller's
+
+
+def in_a_pipeline(database: str, send: Callable[[psycopg.Connection], Any], *, autocommit: bool) -> Any:
+    with psycopg.connect(database, autocommit=autocommit) as conn, conn.pipeline(), bind(conn):
+        conn.execute("SELECT 1")
+        return send(conn)
+
+
+def in_an_async_pipeline(
+    database: str, send: Callable[[psycopg.AsyncConnection], Awaitable[Any]], *, autocommit: bool
+) -> Any:
+    async def run() -> Any:
+        async with (
+            await psycopg.AsyncConnection.connect(database, autocommit=autocommit) as conn,
+            conn.pipeline(),
+        ):
+            with bind(conn):
+                await conn.execute("SELECT 1")
+                return await send(conn)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize("unique", [QUEUED, RUNNING, REPLACE, WINDOW], ids=str)
+def test_a_key_holds_in_a_pipeline(
+    charge: Any, database: str, db: psycopg.Connection, unique: Unique, autocommit: bool
+) -> None:
+    def send(_: object) -> list[bool]:
+        return [charge.send_with_options(args=(number,), unique=unique).is_new for number in (1, 2)]
+
+    are_new = in_a_pipeline(database, send, autocommit=autocommit)
+
+    assert are_new == [True, False]
+    assert invoices(db) == [2 if unique is REPLACE else 1]
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_key_holds_in_a_pipeline_of_a_coroutine(
+    charge: Any, database: str, db: psycopg.Connection, autocommit: bool
+) -> None:
+    async def send(_: object) -> list[bool]:
+        return [(await charge.send_with_options_async(args=(n,), unique=QUEUED, tags=["a"])).is_new for n in (1, 2)]
+
+    are_new = in_an_async_pipeline(database, send, autocommit=autocommit)
+
+    assert (are_new, invoices(db)) == ([True, False], [1])
+    assert column(db, "SELECT tag FROM worker.job_tag") == ["a"]
+
+
+def mixed(charge: Any) -> list[Any]:
+    """With keys, of which one is taken over and one is met twice, with tags, with neither, with both."""
+    options: list[dict[str, Any]] = [{"unique": "over"}, {"unique": "k"}, {"unique": "k"}, {"tags": ["a"]}, {}]
+    options.append({"unique": "both", "tags": ["b", "c"]})
+    return [charge.message_with_options(args=(number,), **given) for number, given in enumerate(options)]
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_bulk_with_keys_and_tags_may_be_part_of_a_pipeline(
+    charge: Any, database: str, db: psycopg.Connection, autocommit: bool
+) -> None:
+    charge.send_with_options(args=(-1,), unique="over")
+    db.execute("DELETE FROM worker.job")
+
+    sent = in_a_pipeline(database, lambda _: charge.send_many(mixed(charge)), autocommit=autocommit)
+
+    assert [message.is_new for message in sent] == [True, True, False, True, True, True]
+    assert sorted(invoices(db)) == [0, 1, 3, 4, 5]
+    assert sorted(column(db, "SELECT tag FROM worker.job_tag")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_it_may_be_part_of_one_of_a_coroutine_too(
+    charge: Any, database: str, db: psycopg.Connection, autocommit: bool
+) -> None:
+    async def send(_: object) -> list[Any]:
+        return list(await charge.send_many_async(mixed(charge)))
+
+    sent = in_an_async_pipeline(database, send, autocommit=autocommit)
+
+    assert [message.is_new for message in sent] == [True, True, False, True, True, True]
+    assert sorted(invoices(db)) == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("options", [{"unique": "k", "tags": ["a"]}, {"tags": ["a"]}], ids=str)
+def test_a_send_of_several_statements_is_one_transaction_also_in_a_pipeline_in_autocommit(
+    charge: Any, database: str, db: psycopg.Connection, options: dict[str, Any]
+) -> None:
+    db.execute("ALTER TABLE worker.job_tag ADD CONSTRAINT no_tag CHECK (false)")
+
+    with pytest.raises(psycopg.errors.CheckViolation):
+        in_a_pipeline(database, lambda _: charge.send_with_options(args=(1,), **options), autocommit=True)
+
+    assert (invoices(db), scalar(db, "SELECT count(*) FROM worker.job_key")) == ([], 0)
+
+
+def test_a_send_in_a_pipeline_belongs_to_the_transaction_around_it(
+    charge: Any, database: str, db: psycopg.Connection
+) -> None:
+    with psycopg.connect(database, autocommit=True) as conn, conn.pipeline(), conn.transaction(force_rollback=True):
+        charge.send_with_options(args=(1,), unique=QUEUED, connection=conn)
+
+    assert invoices(db) == []
+
+
+def test_a_sender_in_a_pipeline_waits_for_the_first_ones_transaction(
+    charge: Any, caller: psycopg.Connection, database: str, db: psycopg.Connection
+) -> None:
+    """And then sees what that one has left, as each of its statements looks anew."""
+    with bind(caller):
+        charge.send_with_options(args=(1,), unique=QUEUED)
+
+    def send(_: object) -> bool:
+        return bool(charge.send_with_options(args=(2,), unique=QUEUED).is_new)
+
+    second = InThread(lambda: in_a_pipeline(database, send, autocommit=False))
+    waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+    wait_until(lambda: scalar(db, waiting), 10, "the second sender to wait")
+    caller.commit()
+
+    assert (second.result(), invoices(db)) == (False, [1])
 
 
 # Beside limits and rates: what it is counted in goes with its arguments

@@ -99,6 +99,28 @@ def test_a_send_of_a_job_without_a_connection_has_keys_and_tags_too(
     assert "ValueError: [True, False]" in dead_error(db, message)
 
 
+def test_a_send_in_a_pipeline_of_a_job_has_keys_and_tags_too(
+    broker: PostgresBroker, receipt: Any, database: str, db: psycopg.Connection
+) -> None:
+    @job(broker=broker, max_retries=0)
+    def charge(conn: psycopg.Connection) -> None:
+        with conn.pipeline():
+            for number in (1, 2):
+                receipt.send_with_options(args=(number,), unique=HELD, tags=["t"])
+
+    @job(broker=broker, max_retries=0)
+    async def charge_async(conn: psycopg.AsyncConnection) -> None:
+        async with conn.pipeline():
+            for number in (3, 4):
+                await receipt.send_with_options_async(args=(number,), unique="l", tags=["t"])
+
+    with running_worker(broker, database):
+        sent = [charge.send(), charge_async.send()]
+        assert [outcome(db, message) for message in sent] == ["done", "done"]
+
+    assert sorted(args["number"] for args in sent_by(db, "receipt")) == [1, 3]
+
+
 def test_a_key_in_somebodys_open_transaction_keeps_no_worker_from_its_heartbeat(
     broker: PostgresBroker, receipt: Any, database: str, db: psycopg.Connection
 ) -> None:

@@ -37,7 +37,7 @@ Standing = dict[UUID, UUID]
 
 
 class Step(NamedTuple):
-    """One statement, whose answer may be *wanted*."""
+    """One statement; whether its rows are *wanted*."""
 
     statement: bytes
     parameters: dict[str, Any]
@@ -59,7 +59,7 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
     if is_one_statement(jobs):
         _run(conn, _insertion(schema, jobs))
         return {}
-    with conn.transaction() if _needs_transaction(conn, jobs) else nullcontext():
+    with conn.transaction() if _needs_transaction(conn) else nullcontext():
         steps = _steps(schema, jobs)
         try:
             step = next(steps)
@@ -78,7 +78,7 @@ async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs:
     if is_one_statement(jobs):
         await _run_async(conn, _insertion(schema, jobs))
         return {}
-    async with conn.transaction() if _needs_transaction(conn, jobs) else nullcontext():
+    async with conn.transaction() if _needs_transaction(conn) else nullcontext():
         steps = _steps(schema, jobs)
         try:
             step = next(steps)
@@ -99,27 +99,23 @@ def commits_by_itself(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[An
     return conn.autocommit and conn.pgconn.transaction_status == TransactionStatus.IDLE
 
 
-def _needs_transaction(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], jobs: Sequence[NewJob]) -> bool:
-    """A pipeline is a transaction already, with whatever else is in it, until an answer is asked for."""
-    in_pipeline = conn.pgconn.pipeline_status != PipelineStatus.OFF
-    return commits_by_itself(conn) and not (in_pipeline and all(new.is_plain for new in jobs))
+def _needs_transaction(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """A pipeline is a transaction already, with whatever else is in it, until it is synced; answers come before."""
+    return commits_by_itself(conn) and conn.pgconn.pipeline_status == PipelineStatus.OFF
 
 
 def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
     # Whatever cursors and rows the caller's connection makes for the caller.
-    if not step.wanted:
-        # In a pipeline, asking for the answer would be a trip of its own.
-        psycopg.Cursor(conn, row_factory=tuple_row).execute(step.statement, step.parameters)
-        return []
-    with psycopg.Cursor(conn, row_factory=tuple_row) as cur:
-        cur.execute(step.statement, step.parameters)
-        return cur.fetchall() if cur.description else []
+    cur = psycopg.Cursor(conn, row_factory=tuple_row)
+    cur.execute(step.statement, step.parameters)
+    # In a pipeline, asking for the answer is a trip of its own, and until then nobody knows whether it has rows.
+    return cur.fetchall() if step.wanted else []
 
 
 async def _run_async(conn: psycopg.AsyncConnection[Any], step: Step) -> list[tuple[Any, ...]]:
-    async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cur:
-        await cur.execute(step.statement, step.parameters)
-        return await cur.fetchall() if cur.description else []
+    cur = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    await cur.execute(step.statement, step.parameters)
+    return await cur.fetchall() if step.wanted else []
 
 
 def _steps(schema: Schema, jobs: Sequence[NewJob]) -> Steps:
@@ -165,7 +161,8 @@ def _portions(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
 
 def _tag(schema: Schema, tagged: Sequence[tuple[str, UUID]]) -> Generator[Step, list[tuple[Any, ...]], None]:
     if tagged:
-        yield _step(schema, INSERT_TAGS, tags=[tag for tag, _ in tagged], tagged=[job_id for _, job_id in tagged])
+        step = _step(schema, INSERT_TAGS, tags=[tag for tag, _ in tagged], tagged=[job_id for _, job_id in tagged])
+        yield step._replace(wanted=False)
 
 
 # Keys
