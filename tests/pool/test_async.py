@@ -259,6 +259,21 @@ def test_a_coroutine_commits_what_it_has_begun(single: Pool, db: psycopg.Connect
     run(main)
 
 
+def test_a_coroutine_that_gives_back_twice_does_not_give_back_the_next_ones(single: Pool) -> None:
+    async def main() -> None:
+        first = await single.acquire_async()
+        await single.release_async(first)
+        second = await single.acquire_async()
+
+        with pytest.raises(ValueError, match="it was given back before"):
+            await single.release_async(first)
+
+        assert single.num_out == 1
+        await single.release_async(second)
+
+    run(main)
+
+
 def test_a_view_that_its_user_closed_is_replaced(single: Pool, db: psycopg.Connection) -> None:
     async def close() -> None:
         async with single.connection() as conn:

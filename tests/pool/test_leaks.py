@@ -162,6 +162,23 @@ def test_a_dropped_connection_is_found_while_its_thread_lives(
     assert leaked(events)["statement"] == "SELECT 'the last statement'"
 
 
+def test_a_dropped_connection_is_found_although_an_earlier_coroutine_knows_it(
+    single: Pool, db: psycopg.Connection
+) -> None:
+    """As one that failed does for a while: its error keeps its frames, until garbage is collected."""
+
+    async def use() -> Any:
+        async with single.connection() as view:
+            await view.execute("SELECT 1")
+        return view
+
+    known = asyncio.run(use())
+    pid = backend_pid(single.acquire())
+
+    wait_until(lambda: not is_there(db, pid), FOUND_WITHIN, "the end of the session")
+    assert known.closed
+
+
 def test_a_connection_of_which_a_cursor_is_still_in_use_is_not_dropped(single: Pool) -> None:
     cursor = single.acquire().cursor()
 

@@ -91,6 +91,18 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
 
         So one that was handed to another thread is not taken from that one when the first ends.
         """
+        self._note_use()
+        try:
+            if self.patience is not None:
+                return self._wait_patiently(*args, **kwargs)
+            return super().wait(*args, **kwargs)
+        except BaseException as exc:
+            if self._pipeline is None:
+                leave_pipeline(self.pgconn)
+            self.note_break(exc)
+            raise
+
+    def _note_use(self) -> None:
         checkout = self.checkout
         if checkout is not None and (
             checkout.thread_id != get_ident()
@@ -101,15 +113,6 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
             or checkout.thread is not current_thread()
         ):
             checkout.used_here()
-        try:
-            if self.patience is not None:
-                return self._wait_patiently(*args, **kwargs)
-            return super().wait(*args, **kwargs)
-        except BaseException as exc:
-            if self._pipeline is None:
-                leave_pipeline(self.pgconn)
-            self.note_break(exc)
-            raise
 
     def note_break(self, exc: BaseException) -> None:
         """
@@ -139,7 +142,9 @@ class Connection(BeginsAlong, psycopg.Connection[Any]):
 
     def commit(self) -> None:
         """As psycopg's, and without them where there is nothing to commit, as at the end of a block in autocommit."""
-        if not self.is_untouched:
+        if self.is_untouched:
+            self._note_use()
+        else:
             super().commit()
 
     def _get_tx_start_command(self) -> bytes:

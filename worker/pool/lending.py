@@ -9,7 +9,7 @@ from asyncio.events import _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 from datetime import datetime
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -19,6 +19,7 @@ from worker.errors import PoolForked
 from worker.pool.borrowed import Borrowed
 from worker.pool.checkout import Checkout, Checkouts, shield
 from worker.pool.connection import Connection
+from worker.pool.lent import Lent
 from worker.pool.options import AsyncMode, PoolOptions
 from worker.pool.supply import Supply
 from worker.pool.threaded import ThreadedConnection
@@ -294,12 +295,21 @@ class Lending(Supply):
             self._checkouts.settled(checkout)
 
     async def release_async(self, view: psycopg.AsyncConnection[Any]) -> None:
-        """Give back what `acquire_async` gave."""
+        """
+        Give back what `acquire_async` gave.
+
+        Raises:
+            ValueError: As `release`.
+        """
         if _get_running_loop() is None:
             return  # the garbage collector closes a coroutine whose loop is gone: see `Borrowed.__aexit__`
-        conn: Connection = getattr(view, "pooled")  # noqa: B009  # both kinds of view have it
+        lent = cast("Lent", view)  # both kinds of view are
+        if lent.is_given_back:
+            raise ValueError(f"cannot take back {view}: it was given back before")
+        conn = lent.pooled
+        lent.let_go()
         if isinstance(view, AsyncView) and view.lock.locked():
-            await to_its_end(self._release_in_use(view))
+            await to_its_end(self._release_in_use(view, conn))
             return
         takes_long = self._closed or self._after_release or conn.closed or self._is_expired(conn, clock.monotonic())
         if takes_long or not self.hygiene.is_clean(conn):
@@ -307,9 +317,9 @@ class Lending(Supply):
         else:
             self.release(conn)
 
-    async def _release_in_use(self, view: AsyncView) -> None:
+    async def _release_in_use(self, view: AsyncView, conn: Connection) -> None:
         await view.end_statements()
-        await asyncio.to_thread(self.release, view.pooled)
+        await asyncio.to_thread(self.release, conn)
 
     def putconn(self, conn: Connection) -> None:
         """psycopg_pool's name of `release`."""

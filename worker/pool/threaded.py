@@ -12,6 +12,7 @@ import psycopg
 from worker import clock
 from worker.errors import Refused
 from worker.pool.connection import Connection
+from worker.pool.lent import Lent
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ _CANCEL_INTERVAL = 0.1
 _LEAVE = 5.0
 
 
-class ThreadedConnection:
+class ThreadedConnection(Lent):
     """
     The part of `psycopg.AsyncConnection` that jobs use, each call in a thread of the loop's executor.
 
@@ -29,8 +30,7 @@ class ThreadedConnection:
     """
 
     def __init__(self, conn: Connection) -> None:
-        self.pooled = conn
-        """The connection behind it; whoever holds this holds that too."""
+        self._lend(conn)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pooled, name)

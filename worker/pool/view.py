@@ -15,13 +15,14 @@ from psycopg._connection_base import BaseConnection
 from worker import clock
 from worker.pool.connection import Connection
 from worker.pool.cursor import AsyncCursor, BeginsAlong
+from worker.pool.lent import Lent
 
 _CANCEL_TIMEOUT = 2.0
 _CANCEL_INTERVAL = 0.1
 _LEAVE = 5.0
 
 
-class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
+class AsyncView(Lent, BeginsAlong, psycopg.AsyncConnection[Any]):
     """
     A pooled `Connection` for coroutines: same session, same transaction, same prepared statements.
 
@@ -31,8 +32,7 @@ class AsyncView(BeginsAlong, psycopg.AsyncConnection[Any]):
 
     def __init__(self, conn: Connection) -> None:
         super().__init__(conn.pgconn)
-        self.pooled = conn
-        """The connection behind it; whoever holds the view holds that too."""
+        self._lend(conn)
         self._prepared = conn._prepared
         self._adapters = conn.adapters
         self._notice_handlers = conn._notice_handlers
