@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
+from uuid import RFC_4122, UUID
 
 import dramatiq
 import dramatiq.brokers.stub
@@ -67,6 +68,58 @@ def test_options_count_for_each_job_of_a_bulk(charge: Any, db: psycopg.Connectio
     query = "SELECT DISTINCT state, priority, due_at, rank FROM worker.job"
     assert db.execute(query.encode()).fetchall() == [("scheduled", 3, at, at + timedelta(minutes=3))]
     assert scalar(db, "SELECT count(*) FROM worker.job_tag WHERE tag = 'import'") == size
+
+
+@pytest.mark.parametrize("note", ["", 'a "b" \\ \n\x1e\t,]}', "\\u0000 é 漢 🚗", "{}[]"], ids=ascii)
+def test_text_arrives_as_it_was(charge: Any, db: psycopg.Connection, note: str) -> None:
+    charge.send_many([(n, note) for n in range(3)])
+
+    assert column(db, "SELECT args ->> 'note' FROM worker.job") == [note] * 3
+
+
+def test_jobs_of_a_bulk_may_differ_in_more_than_arguments(charge: Any, db: psycopg.Connection) -> None:
+    at = datetime(2100, 1, 1, tzinfo=UTC)
+    options: list[dict[str, Any]] = [{}, {"priority": 3}, {"at": at}, {"max_retries": 1}]
+
+    charge.send_many([charge.message_with_options(args=(n,), **each) for n, each in enumerate(options)])
+
+    query = "SELECT state, priority, options FROM worker.job ORDER BY (args ->> 'invoice_id')::int"
+    assert db.execute(query.encode()).fetchall() == [
+        ("available", 0, {}),
+        ("available", 3, {}),
+        ("scheduled", 0, {}),
+        ("available", 0, {"max_retries": 1}),
+    ]
+
+
+def test_a_delay_counts_for_each_job_of_a_bulk(charge: Any, db: psycopg.Connection) -> None:
+    charge.send_many([(1,), (2,)], delay=timedelta(hours=1))
+
+    query = "SELECT DISTINCT state, due_at - now() BETWEEN interval '59 minutes' AND interval '1 hour' FROM worker.job"
+    assert db.execute(query.encode()).fetchall() == [("scheduled", True)]
+
+
+def test_what_a_hook_adds_to_the_options_of_one_message_is_not_anothers(
+    charge: Any, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    class Numbering(dramatiq.Middleware):
+        actor_options: ClassVar[set[str]] = {"number"}
+
+        def before_enqueue(self, broker: Any, message: dramatiq.Message[Any], delay: int | None) -> None:
+            message.options["number"] = message.options.get("number", 0) + message.args[0]
+
+    broker.add_middleware(Numbering())
+
+    charge.send_many([(1,), (2,), (3,)], max_retries=1)
+
+    assert column(db, "SELECT options ->> 'number' FROM worker.job ORDER BY 1") == ["1", "2", "3"]
+
+
+def test_ids_of_a_bulk_are_as_those_of_single_sends(charge: Any) -> None:
+    ids = [UUID(message.message_id) for message in charge.send_many([(n,) for n in range(200)])]
+
+    assert ids == sorted(set(ids))
+    assert {(each.version, each.variant) for each in ids} == {(7, RFC_4122)}
 
 
 @pytest.mark.parametrize("size", [3, SEVERAL])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from uuid import UUID
 
 import dramatiq
 import psycopg
@@ -19,7 +20,7 @@ from worker.queue.binding import AnyConnection, bind, check_connection
 from worker.queue.context import Context
 from worker.queue.declaration import by_dramatiqs_names, check_kinds, check_values
 from worker.queue.delivery import current
-from worker.queue.identity import uuid7
+from worker.queue.identity import uuid7, uuid7s
 from worker.queue.limit import Limit
 from worker.queue.rate import Rate
 from worker.queue.send_options import check_delay, check_numbers, milliseconds, prepare, read_unique
@@ -117,14 +118,7 @@ class Job(Actor[P, R]):
             # Dramatiq makes names of the actors among them.
             prepared = prepare(self.actor_name, options, self.broker.actor_options | _OF_MIDDLEWARE)
             options = super().message_with_options(**prepared).options
-        return Sent(
-            queue_name=self.queue_name,
-            actor_name=self.actor_name,
-            args=args,
-            kwargs=kwargs or {},
-            options=options,
-            message_id=str(uuid7()),
-        )
+        return Sent.fresh(self.queue_name, self.actor_name, tuple(args), kwargs or {}, options, uuid7())
 
     # Sending
 
@@ -231,22 +225,27 @@ class Job(Actor[P, R]):
 
     def _messages(self, rows: Iterable[Any], delay: object, options: Mapping[str, Any]) -> list[Message[Any]]:
         messages: list[Message[Any]] = []
+        prepared: dict[str, Any] | None = None  # once: they are the same for all
+        ids = uuid7s()
         for index, row in enumerate(rows):
             try:
-                messages.append(self._message_of(row, delay, options))
+                if prepared is None:
+                    prepared = self._message((), None, delay, options).options
+                messages.append(self._message_of(row, prepared, ids))
             except ArgumentError as exc:
                 raise ArgumentError(f"send_many(), item {index}: {exc}") from None
         return messages
 
-    def _message_of(self, row: Any, delay: object, options: Mapping[str, Any]) -> Message[Any]:
-        if isinstance(row, tuple | list):
-            return self._message(tuple(row), None, delay, options)
+    def _message_of(self, row: Any, prepared: dict[str, Any], ids: Iterator[UUID]) -> Message[Any]:
+        # What most rows are first. The options are each message's own, because hooks may add to them.
+        if type(row) is tuple or isinstance(row, (tuple, list)):
+            return Sent.fresh(self.queue_name, self.actor_name, tuple(row), {}, {**prepared}, next(ids))
         if isinstance(row, Message):
             if row.actor_name != self.actor_name:
                 raise ArgumentError(f"job {self.actor_name!r}: it is a message of job {row.actor_name!r}")
-            return row.copy(options=self._message((), None, delay, options).options)
+            return row.copy(options=prepared)
         if isinstance(row, Mapping):
-            return self._message((), dict(row), delay, options)
+            return Sent.fresh(self.queue_name, self.actor_name, (), dict(row), {**prepared}, next(ids))
         raise ArgumentError(
             f"job {self.actor_name!r}: it is {row!r:.100}: expected a tuple of arguments such as (42,), a dict of named"
             " ones, or a message"

@@ -259,7 +259,7 @@ class PostgresBroker(Broker):
             check_delay(message.actor_name, delay)
             message = message.copy(options={"eta": current_millis() + delay})
         # Another broker's delayed message may name its delay queue; here it has none.
-        if q_name(message.queue_name) not in self.queues:
+        if message.queue_name not in self.queues and q_name(message.queue_name) not in self.queues:
             raise QueueNotFound(
                 f"queue {q_name(message.queue_name)!r}: no job of this process is on it: declare one with"
                 f" queue=, or import its module (declared: {', '.join(sorted(self.queues)) or 'none'})"
@@ -269,10 +269,12 @@ class PostgresBroker(Broker):
     def _encode_all(self, messages: Sequence[Message[Any]], delay: int | None) -> list[NewJob]:
         """Every row, before anything is written."""
         jobs = []
+        is_heard, actors, max_size = self._is_heard("before_enqueue"), self.actors, self.max_args
         for index, message in enumerate(messages):
-            self.emit_before("enqueue", message, delay)
+            if is_heard:
+                self.emit_before("enqueue", message, delay)
             try:
-                jobs.append(self.encode(message, delay))
+                jobs.append(encode(message, delay, actors.get(message.actor_name), max_size=max_size))
             except ArgumentError as exc:
                 if len(messages) == 1:
                     raise
@@ -284,6 +286,8 @@ class PostgresBroker(Broker):
     def _enqueued(
         self, messages: Sequence[Message[Any]], delay: int | None, jobs: Sequence[NewJob], standing: Standing
     ) -> list[Message[Any]]:
+        if not standing and not self._is_heard("after_enqueue"):
+            return [*messages]
         enqueued = []
         for message, new in zip(messages, jobs, strict=True):
             existing = standing.get(new.id)

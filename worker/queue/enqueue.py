@@ -30,8 +30,8 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
     Raises:
         ArgumentError: The arguments or options cannot be stored.
     """
-    name = message.actor_name
-    at = _instant(message.options.get("eta"))
+    name, queue, chosen = message.actor_name, q_name(message.queue_name), message.options
+    at = _instant(chosen["eta"]) if "eta" in chosen else None
     wait = delay / 1000 if delay is not None else _until(at)
     if not wait <= MAX_DELAY:
         raise ArgumentError(f"job {name!r}: a delay of {wait:g} s is more than the 100 years allowed")
@@ -40,22 +40,23 @@ def encode(message: Message[Any], delay: int | None, actor: Actor[..., Any] | No
         args = actor.signature.encode(message.args, message.kwargs)
         options = _options(message, actor.lane(name, args) if actor.is_limited else None)
     else:
-        body = _plain(message, q_name(message.queue_name))
+        body = _plain(message, queue)
     _check_size(name, args, body, max_size)
-    tags = message.options.get("tags")
+    tags = chosen.get("tags")
+    # By place, which costs less than by name; in the order of the class.
     return NewJob(
-        id=job_id(message.message_id),
-        queue=q_name(message.queue_name),
-        actor=name,
-        priority=_priority(message, actor),
-        delay=wait,
-        enqueued=message.message_timestamp / 1000,
-        args=args,
-        options=options,
-        message=body,
-        at=at if delay is None else None,
-        tags=() if tags is None else check_tags(name, tags),
-        key=_key(message, actor, args, waits=delay is not None or at is not None),
+        getattr(message, "row_id", None) or job_id(message.message_id),
+        queue,
+        name,
+        _priority(message, actor),
+        wait,
+        message.message_timestamp / 1000,
+        args,
+        options,
+        body,
+        at if delay is None else None,
+        () if tags is None else check_tags(name, tags),
+        _key(message, actor, args, waits=delay is not None or at is not None),
     )
 
 
@@ -87,7 +88,8 @@ def _plain(message: Message[Any], queue: str) -> bytes:
 def _priority(message: Message[Any], actor: Actor[..., Any] | None) -> int:
     if (given := message.options.get("priority")) is not None:
         return check_priority(message.actor_name, given)
-    return max(-MAX_PRIORITY, min(MAX_PRIORITY, actor.priority if actor is not None else 0))
+    priority = 0 if actor is None else actor.priority
+    return priority if abs(priority) <= MAX_PRIORITY else max(-MAX_PRIORITY, min(MAX_PRIORITY, priority))
 
 
 def _key(message: Message[Any], actor: Actor[..., Any] | None, args: str | None, *, waits: bool) -> JobKey | None:
@@ -105,6 +107,8 @@ def _key(message: Message[Any], actor: Actor[..., Any] | None, args: str | None,
 
 
 def _check_size(name: str, args: str | None, message: bytes | None, limit: int) -> None:
+    if args is not None and 4 * len(args) <= limit:
+        return  # no character is longer
     size = len(args.encode()) if args is not None else len(message or b"")
     if size > limit:
         raise ArgumentError(

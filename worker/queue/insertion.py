@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
-from worker.queue.new_job import NewJob, as_json, columns
+from worker.queue.new_job import NewJob, alike_columns, are_alike, as_json, columns
 from worker.queue.schema import Schema
 from worker.queue.sending_statements import (
     FIND_HOLDERS,
@@ -24,7 +24,7 @@ from worker.queue.sending_statements import (
     TAKE_KEYS,
     TAKE_OVER_KEYS,
 )
-from worker.queue.statements import INSERT_JOB, INSERT_JOBS
+from worker.queue.statements import INSERT_ALIKE, INSERT_JOB, INSERT_JOBS
 
 # Of one statement, which the server takes apart in memory: jobs, and bytes of what they carry.
 _MOST_JOBS = 5000
@@ -56,6 +56,8 @@ def insert(conn: psycopg.Connection[Any], schema: Schema, jobs: Sequence[NewJob]
     Raises:
         psycopg.OperationalError: Among others, when a key was contended for too long.
     """
+    if not jobs:
+        return {}
     if is_one_statement(jobs):
         _run(conn, _insertion(schema, jobs))
         return {}
@@ -75,6 +77,8 @@ async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs:
     if not isinstance(conn, psycopg.AsyncConnection):
         # A view that works in threads: what is behind it is a connection like any other.
         return await asyncio.to_thread(insert, getattr(conn, "pooled", conn), schema, jobs)
+    if not jobs:
+        return {}
     if is_one_statement(jobs):
         await _run_async(conn, _insertion(schema, jobs))
         return {}
@@ -91,7 +95,7 @@ async def insert_async(conn: psycopg.AsyncConnection[Any], schema: Schema, jobs:
 
 def is_one_statement(jobs: Sequence[NewJob]) -> bool:
     """Whether one statement enqueues *jobs*."""
-    return all(new.is_plain for new in jobs) and len(_portions(jobs)) == 1
+    return all(new.is_plain for new in jobs) and _are_few(jobs)
 
 
 def commits_by_itself(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
@@ -143,12 +147,14 @@ def _write(schema: Schema, jobs: Sequence[NewJob]) -> Generator[Step, list[tuple
 def _insertion(schema: Schema, jobs: Sequence[NewJob]) -> Step:
     if len(jobs) == 1:
         return _step(schema, INSERT_JOB, **schema.channels, **jobs[0]._asdict())._replace(wanted=False)
+    if are_alike(jobs):
+        return _step(schema, INSERT_ALIKE, **schema.channels, **alike_columns(jobs))._replace(wanted=False)
     return _step(schema, INSERT_JOBS, **schema.channels, jobs=as_json(jobs))._replace(wanted=False)
 
 
 def _portions(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
     """*jobs* in as few statements as may be."""
-    if len(jobs) == 1:
+    if _are_few(jobs):
         return [jobs]
     ends, size = [0], 0
     for place, new in enumerate(jobs):
@@ -157,6 +163,12 @@ def _portions(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
             ends.append(place)
             size = new.size
     return [jobs[first:end] for first, end in itertools.pairwise([*ends, len(jobs)])]
+
+
+def _are_few(jobs: Sequence[NewJob]) -> bool:
+    if len(jobs) == 1:
+        return True
+    return len(jobs) <= _MOST_JOBS and sum(new.size for new in jobs) <= _MOST_BYTES
 
 
 def _tag(schema: Schema, tagged: Sequence[tuple[str, UUID]]) -> Generator[Step, list[tuple[Any, ...]], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -58,6 +59,35 @@ _COLUMNS = {
     "messages": "message",
     "instants": "at",
 }
+
+
+# In what the jobs of one bulk do not differ, as a rule. The delay of a job with an instant does not count.
+_SHAPE = attrgetter("queue", "actor", "priority", "options", "at", "message")
+
+
+def are_alike(jobs: Sequence[NewJob]) -> bool:
+    """Whether *jobs* differ in nothing but id, arguments and when they were sent."""
+    first = jobs[0]
+    if first.message is not None or len(set(map(_SHAPE, jobs))) > 1:
+        return False
+    return first.at is not None or len({new.delay for new in jobs}) == 1
+
+
+def alike_columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
+    """*jobs*, which are alike, as the statement that enqueues such takes them."""
+    first = jobs[0]
+    return {
+        "queue": first.queue,
+        "actor": first.actor,
+        "priority": first.priority,
+        "delay": first.delay,
+        "at": first.at,
+        "options": first.options,
+        # One text each: psycopg would go through the elements of an array one by one.
+        "ids": "{" + ",".join([new.id.hex for new in jobs]) + "}",
+        "args": "[" + ",".join([new.args or "" for new in jobs]) + "]",
+        "enqueued": "{" + ",".join([repr(new.enqueued) for new in jobs]) + "}",
+    }
 
 
 def as_json(jobs: Sequence[NewJob]) -> str:

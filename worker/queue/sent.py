@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, TypeVar
+from uuid import UUID
 
 from dramatiq import Message
 
@@ -18,6 +20,33 @@ class Sent(Message[R]):
     """
 
     is_new = True
+    # Of a message that was made for this send: its id as the row has it.
+    row_id: UUID | None = None
+
+    @classmethod
+    def fresh(
+        cls,
+        queue_name: str,
+        actor_name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
+        row_id: UUID,
+    ) -> Sent[R]:
+        """A message of now, under the id *row_id*."""
+        sent = cls.__new__(cls)
+        # Beside the constructor of a frozen class, which takes a call for each field.
+        sent.__dict__.update(
+            queue_name=queue_name,
+            actor_name=actor_name,
+            args=args,
+            kwargs=kwargs,
+            options=options,
+            message_id=str(row_id),
+            message_timestamp=int(time.time() * 1000),
+            row_id=row_id,
+        )
+        return sent
 
     @classmethod
     def of(cls, message: Message[R], *, existing: str | None = None) -> Sent[R]:

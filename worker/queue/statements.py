@@ -36,6 +36,41 @@ INSERT_JOB: LiteralString = """
     "{or_replace}", _OR_REPLACE
 )
 
+# The end of the two statements for many.
+_MANY_SENT: LiteralString = """{or_replace}
+        RETURNING state
+    )
+    SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
+    FROM sent
+    GROUP BY state""".replace("{or_replace}", _OR_REPLACE)
+
+# Any number that differ in their arguments only, as those of a bulk do: what is the same for all is neither sent nor
+# read again for each, a fifth of the server's time or more.
+INSERT_ALIKE: LiteralString = """
+    WITH new AS (
+        SELECT n.*, CASE WHEN %(at)s::timestamptz IS NULL
+                THEN clock_timestamp() + greatest(%(delay)s::float8, 0) * interval '1 second'
+                ELSE greatest(%(at)s::timestamptz, clock_timestamp()) -- being late is no priority
+            END AS due_at
+        FROM ROWS FROM (
+            unnest(%(ids)s::text::uuid[]),
+            json_array_elements(%(args)s::text::json),
+            unnest(%(enqueued)s::text::float8[])
+        ) AS n(id, args, enqueued)
+    ),
+    sent AS (
+        INSERT INTO {schema}.job AS job (
+            id, queue, actor, state, priority, due_at, rank, enqueued_at, args, options
+        )
+        SELECT id, %(queue)s::text, %(actor)s::text,
+            CASE WHEN coalesce(%(at)s::timestamptz > clock_timestamp(), %(delay)s::float8 > 0)
+                THEN 'scheduled'
+                ELSE 'available'
+            END,
+            %(priority)s::int, due_at, due_at + %(priority)s::int * interval '60 seconds', to_timestamp(enqueued),
+            args::jsonb, %(options)s::text::jsonb
+        FROM new{many_sent}""".replace("{many_sent}", _MANY_SENT)
+
 # Any number. They travel as one JSON text: an array for each column costs the sender a multiple.
 INSERT_JOBS: LiteralString = """
     WITH new AS (
@@ -56,12 +91,7 @@ INSERT_JOBS: LiteralString = """
             CASE WHEN coalesce(at > clock_timestamp(), delay > 0) THEN 'scheduled' ELSE 'available' END,
             priority, due_at, due_at + priority * interval '60 seconds', to_timestamp(enqueued),
             args, options, decode(message, 'base64')
-        FROM new{or_replace}
-        RETURNING state
-    )
-    SELECT pg_notify(CASE WHEN state = 'scheduled' THEN %(later)s ELSE %(wake)s END, '')
-    FROM sent
-    GROUP BY state""".replace("{or_replace}", _OR_REPLACE)
+        FROM new{many_sent}""".replace("{many_sent}", _MANY_SENT)
 
 # Claim
 
