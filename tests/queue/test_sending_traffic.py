@@ -58,6 +58,30 @@ def test_a_send_of_a_coroutine_is_one_trip_too(charge: Any, broker: PostgresBrok
             assert not conn.autocommit
 
 
+@pytest.mark.parametrize("options", [{"tags": ["mail"]}, {"unique": True}], ids=["tagged", "unique"])
+def test_a_send_of_two_statements_begins_and_ends_them_in_three_trips(
+    charge: Any, broker: PostgresBroker, database: str, options: dict[str, Any]
+) -> None:
+    numbers = iter(range(PREPARED + SENDS))
+
+    def send(times: int) -> None:
+        for _ in range(times):
+            charge.send_with_options(args=(next(numbers),), **options)
+
+    async def send_async(times: int) -> None:
+        for _ in range(times):
+            await charge.send_with_options_async(args=(next(numbers),), **options)
+
+    with watched() as wire, opened_pool(database) as pool, broker.on(pool, Schema()):
+        send(PREPARED)
+        before = wire.traffic()
+        send(SENDS // 2)
+        asyncio.run(send_async(SENDS // 2))
+        spent = wire.traffic() - before
+
+    assert spent == Traffic(statements=4 * SENDS, trips=3 * SENDS, commits=SENDS)
+
+
 @pytest.mark.usefixtures("pool")
 def test_a_send_of_a_coroutine_takes_no_thread_when_the_pool_is_open(charge: Any) -> None:
     async def send() -> None:

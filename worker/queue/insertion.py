@@ -14,6 +14,9 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from worker.pool import Connection
+from worker.pool.cursor import AsyncCursor, Cursor
+from worker.pool.view import AsyncView
 from worker.queue.new_job import NewJob, alike_columns, are_alike, as_json, columns
 from worker.queue.schema import Schema
 from worker.queue.sending_statements import (
@@ -109,15 +112,17 @@ def _needs_transaction(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[A
 
 
 def _run(conn: psycopg.Connection[Any], step: Step) -> list[tuple[Any, ...]]:
-    # Whatever cursors and rows the caller's connection makes for the caller.
-    cur = psycopg.Cursor(conn, row_factory=tuple_row)
+    # Whatever cursors and rows the caller's connection makes for the caller. Ours begins a transaction on the way.
+    kind = Cursor if isinstance(conn, Connection) else psycopg.Cursor
+    cur = kind(conn, row_factory=tuple_row)
     cur.execute(step.statement, step.parameters)
     # In a pipeline, asking for the answer is a trip of its own, and until then nobody knows whether it has rows.
     return cur.fetchall() if step.wanted else []
 
 
 async def _run_async(conn: psycopg.AsyncConnection[Any], step: Step) -> list[tuple[Any, ...]]:
-    cur = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    kind = AsyncCursor if isinstance(conn, AsyncView) else psycopg.AsyncCursor
+    cur = kind(conn, row_factory=tuple_row)
     await cur.execute(step.statement, step.parameters)
     return await cur.fetchall() if step.wanted else []
 
