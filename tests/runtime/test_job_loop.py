@@ -90,7 +90,11 @@ class Clock:
         self.sent: list[Any] = []
         loop: Any = SimpleNamespace(has_jobs=True, thread=None, call_soon=self.sent.append)
         self.loop = loop
-        self.watch = LoopWatch(loop)
+        self.told: list[str] = []
+        feed: Any = SimpleNamespace(
+            leave_loop=lambda: self.told.append("leave"), return_to_loop=lambda: self.told.append("return")
+        )
+        self.watch = LoopWatch(loop, feed)
         monkeypatch.setattr(clock, "monotonic", lambda: self.now)
 
     def look(self, *, after: float = 0.5) -> list[str]:
@@ -116,6 +120,16 @@ def test_a_loop_that_does_not_come_to_its_callback_is_told_of_once_and_so_is_its
     assert looks == [[], [], ["job_loop.stuck"], [], []]
     assert standing.look() == ["job_loop.goes_on"]
     assert standing.look() == []
+
+
+def test_the_feed_leaves_it_at_each_look_until_it_goes_on(standing: Clock) -> None:
+    for _ in range(5):
+        standing.look()
+    standing.come()
+    for _ in range(2):
+        standing.look()
+
+    assert standing.told == ["leave", "leave", "leave", "return"]
 
 
 def test_one_callback_is_sent_at_a_time_and_none_while_no_job_runs(standing: Clock) -> None:

@@ -17,13 +17,13 @@ from structlog.testing import capture_logs
 
 from tests.factories import column, scalar
 from tests.running import WAIT, RunningWorker, error, outcome, running_worker
+from tests.runtime.slots import Slots, claim
 from tests.runtime.test_health import metric, told
 from tests.waiting import wait_until
 from worker import Pool, PostgresBroker, exits, job
-from worker.queue.claim import Claim
-from worker.queue.settlement import Outcome, Settlement
+from worker.queue.settlement import Outcome
 from worker.runtime.replacement import Replacement
-from worker.runtime.slot_feed import Aside, SlotFeed
+from worker.runtime.slot_feed import Aside
 from worker.runtime.tally import Tally
 
 
@@ -213,24 +213,6 @@ def test_a_stuck_job_keeps_its_connection_from_no_job_that_was_claimed_for_it(
     assert during == ({"done"}, {"done"})
     assert (most, width.most_sessions, waited) == (1, 3, 0)
     assert [entry for entry in logs if entry["event"] in ("job.no_connection", "job.released")] == []
-
-
-def claim(actor: str, number: int, **others: Any) -> Claim:
-    return Claim(UUID(int=number), 1, "default", actor, 1, None, "{}", None, None, **others)  # type: ignore[arg-type]
-
-
-class Slots:
-    """A feed of its own, with threads that start nothing."""
-
-    def __init__(self, broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch, *, slots: int, checkouts: int) -> None:
-        self.settled: list[Settlement] = []
-        self.started: list[Claim] = []
-        monkeypatch.setattr(broker, "_pool", SimpleNamespace(checkouts=list))
-        dispatcher: Any = SimpleNamespace(settle=self.settled.append, wake=lambda: None)
-        broker.dispatcher = dispatcher
-        threads: Any = SimpleNamespace(start=self.started.append, replace=lambda ident: ("job-1", "job-1.2"))
-        self.feed = SlotFeed(broker, slots=slots, checkouts=checkouts)
-        self.feed.connect(threads, threads, threads)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 from worker import clock, log
 from worker.runtime.job_loop import JobLoop
+from worker.runtime.slot_feed import SlotFeed
 from worker.runtime.stack import context_in_loop, stack_of_thread
 
 logger = log.get_logger(__name__)
@@ -18,11 +19,13 @@ class LoopWatch:
     """
     Has the job loop come to a callback, one at a time, while jobs run there: `look` twice a second, on one thread.
 
-    Who keeps it is interrupted at its job's timeout, and ends the process like any body that is stuck.
+    Who keeps it is interrupted at its job's timeout, and ends the process like any body that is stuck. Until the loop
+    goes on, nothing more is claimed for it, and what it has not begun is given back: others can run that.
     """
 
-    def __init__(self, loop: JobLoop) -> None:
+    def __init__(self, loop: JobLoop, feed: SlotFeed) -> None:
         self._loop = loop
+        self._feed = feed
         self._sent_at: float | None = None  # the callback that it has not come to yet, monotonic
         self._is_stuck = False
 
@@ -31,13 +34,16 @@ class LoopWatch:
         sent_at = self._sent_at
         if sent_at is not None:
             busy_for = clock.monotonic() - sent_at
-            if busy_for >= _SLOW_TURN and not self._is_stuck:
-                self._is_stuck = True
-                self._say(busy_for)
+            if busy_for >= _SLOW_TURN:
+                if not self._is_stuck:
+                    self._is_stuck = True
+                    self._say(busy_for)
+                self._feed.leave_loop()
             return
         if self._is_stuck:
             self._is_stuck = False
             logger.info("job_loop.goes_on")
+            self._feed.return_to_loop()
         if self._loop.has_jobs:
             self._sent_at = clock.monotonic()
             self._loop.call_soon(self._has_come)

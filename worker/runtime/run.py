@@ -221,7 +221,7 @@ def working(
         )
         reload = reload or Reload()
         stack.callback(reload.close)
-        supervision = Supervision(stop, vitals, dispatcher, feed, watchdog, LoopWatch(loop), config, wear, reload)
+        supervision = Supervision(stop, vitals, dispatcher, feed, watchdog, LoopWatch(loop, feed), config, wear, reload)
         supervision.answer(answers)
         yield Parts(dispatcher, feed, threads, health, supervision, tally, vitals)
 

@@ -80,6 +80,7 @@ class SlotFeed(Feed):
         self._low = 0  # when so few wait in the line, more should be claimed
         self._threads: JobThreads | None = None
         self._loop: JobLoop | None = None
+        self._loop_is_stuck = False
         self._watchdog: Watchdog | None = None
         self.idle = threading.Event()
         self.idle.set()
@@ -112,11 +113,13 @@ class SlotFeed(Feed):
 
     def rooms(self) -> list[Room]:
         actors = dict(self._broker.actors)
+        if self._loop_is_stuck:
+            actors = {name: actor for name, actor in actors.items() if not runs_on_loop(actor)}
         with self._lock:
             lendable = self._lendable()
             free, ahead, checkouts = self._free(lendable)
             idle = not self._running and not self._aside and not self._line
-        limit = free + ahead
+        limit = free + ahead if actors else 0
         if self._slots <= lendable:
             return [Room(self.queues, _names(actors, lambda _: True), limit, free, idle=idle)]
         holding = _names(actors, takes_connection)
@@ -127,8 +130,8 @@ class SlotFeed(Feed):
         now = clock.monotonic()
         with self._lock:
             self._line.extend((now, claim) for claim in claims)
-            # Asked for when no job was put aside yet, perhaps.
-            surplus = self._sort_out() if self._aside else []
+            # Asked for when no job was put aside yet, perhaps, and the loop went on.
+            surplus = self._sort_out() if self._aside or self._loop_is_stuck else []
             admitted = self._admit()
         self._release(surplus)
         for claim in admitted:
@@ -212,6 +215,30 @@ class SlotFeed(Feed):
         if self._broker.dispatcher is not None:
             self._broker.dispatcher.wake()
         return told
+
+    # Called by the loop watch
+
+    def leave_loop(self) -> None:
+        """
+        Something keeps the event loop: until `return_to_loop`, claim nothing for it, and give back what has not begun.
+
+        To be called again meanwhile: the first time, a job may just have been on its way there.
+        """
+        assert self._loop is not None  # noqa: S101  # or nobody could watch it
+        with self._lock:
+            self._loop_is_stuck = True
+            surplus = self._sort_out()
+        self._release(surplus)
+        waiting = self._loop.take_back()
+        self._release(waiting)
+        for claim in waiting:
+            self.finished(claim)
+
+    def return_to_loop(self) -> None:
+        """It goes on: claim for it again."""
+        self._loop_is_stuck = False
+        if self._broker.dispatcher is not None:
+            self._broker.dispatcher.wake()
 
     # Called by the slots, and by the drain
 
@@ -298,17 +325,20 @@ class SlotFeed(Feed):
                 self._broker.dispatcher.settle(Settlement(claim.id, claim.token, Outcome.RELEASED))
 
     def _sort_out(self) -> list[Claim]:
-        """Take out of the line what takes a connection and would find none in its slot."""
+        """Take out of the line what could not begin in its slot, because of the loop, or of a connection it takes."""
         lendable = self._lendable()
+        left: float = lendable - sum(run.holds for run in self._running.values())
         if self._slots <= lendable:
-            return []
-        left = lendable - sum(run.holds for run in self._running.values())
+            left = float("inf")
         line, surplus = self._line, []
         self._line = deque()
         for since, claim in line:
-            if self._holds(claim) and (left := left - 1) < 0:
+            actor = self._broker.actors.get(claim.actor)
+            holds = takes_connection(actor)
+            if (holds and left < 1) or (self._loop_is_stuck and runs_on_loop(actor)):
                 surplus.append(claim)
             else:
+                left -= holds
                 self._line.append((since, claim))
         return surplus
 
@@ -329,11 +359,15 @@ class SlotFeed(Feed):
     def _start(self, claim: Claim) -> None:
         assert self._threads is not None  # noqa: S101  # there was no room before
         assert self._loop is not None  # noqa: S101
-        actor = self._broker.actors.get(claim.actor)
-        if actor is not None and body_of(actor) is not None:
+        if runs_on_loop(self._broker.actors.get(claim.actor)):
             self._loop.start(claim)
         else:
             self._threads.start(claim)
+
+
+def runs_on_loop(actor: Actor[..., object] | None) -> bool:
+    """Whether a run of *actor* is a task of the event loop."""
+    return actor is not None and body_of(actor) is not None
 
 
 def takes_connection(actor: Actor[..., object] | None) -> bool:
