@@ -232,7 +232,7 @@ def test_the_house_is_kept_by_the_next_session_when_the_first_was_lost_over_it(
     """Without a partition for today no job can be recorded as done, and the next regular look is an hour away."""
     maintain, first = History.maintain, [True]
 
-    def lose_the_first(history: History, conn: psycopg.Connection, today: date | None = None) -> bool:
+    def lose_the_first(history: History, conn: psycopg.Connection, today: date | None = None) -> float:
         if first:
             first.pop()
             terminate(db, backend_pid(conn))

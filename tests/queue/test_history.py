@@ -179,10 +179,10 @@ def test_house_keeping_waits_a_quarter_of_a_second_for_a_lock_and_not_longer(
         holder.execute("LOCK TABLE worker.job_history IN ACCESS EXCLUSIVE MODE")
         began_at = clock.monotonic()
 
-        kept = History(SCHEMA).maintain(db, TODAY)
+        again = History(SCHEMA).maintain(db, TODAY)
 
         waited = clock.monotonic() - began_at
-    assert (kept, partitions(db)) == (False, [])
+    assert (again, partitions(db)) == (10.0, [])
     assert 0.25 <= waited < 2.0
 
 
@@ -192,9 +192,20 @@ def test_house_keeping_waits_no_longer_for_another_worker_that_keeps_house(
     with psycopg.connect(database) as other:
         other.execute("SELECT pg_advisory_lock(hashtextextended('worker.job_history', 0))")
 
-        assert not History(SCHEMA).maintain(db, TODAY)
+        assert History(SCHEMA).maintain(db, TODAY) == 10.0
 
-    assert History(SCHEMA).maintain(db, TODAY)
+    assert History(SCHEMA).maintain(db, TODAY) == 3600.0
+
+
+def test_house_keeping_that_takes_too_long_is_left_to_a_later_call(db: psycopg.Connection, database: str) -> None:
+    """The dispatcher would take the error for the end of its session, and begin the next one with the same again."""
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE worker.job_history IN ACCESS EXCLUSIVE MODE")
+        db.execute("SET statement_timeout = '100ms'")
+
+        again = History(SCHEMA).maintain(db, TODAY)
+
+    assert (again, partitions(db)) == (10.0, [])
 
 
 def test_a_role_that_does_not_own_the_tables_is_told_so(db: psycopg.Connection) -> None:

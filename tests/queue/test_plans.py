@@ -116,6 +116,7 @@ LEFT_OVER = """
     INSERT INTO worker.job_step (job_id, name, value, attempt, args_hash, recorded_at)
     VALUES (%(id)s, 'one', '1', 1, 0, '2001-1-1')"""
 NOBODY = [uuid4()]
+FORGET: dict[str, Any] = {"after": None, "portion": 2000, "keep": 14}
 SETTLED: dict[str, Any] = {
     **Schema().channels,
     "ids": NOBODY,
@@ -146,10 +147,10 @@ BY_ID: dict[str, tuple[LiteralString, dict[str, Any]]] = {
     "settle": (SETTLE_JOBS, SETTLED),
     "rescue": (RESCUE_JOBS, {"dead": uuid4(), "max_crashes": 3, "reason": "crashed"}),
     "replace": (REPLACE_JOBS, REPLACED),
-    "forget keys": (FORGET_KEYS, {}),
-    "forget tags": (FORGET_TAGS, {"keep": 14}),
-    "forget progress": (FORGET_PROGRESS, {"keep": 14}),
-    "forget steps": (FORGET_STEPS, {"keep": 14}),
+    "forget keys": (FORGET_KEYS, FORGET),
+    "forget tags": (FORGET_TAGS, FORGET),
+    "forget progress": (FORGET_PROGRESS, FORGET),
+    "forget steps": (FORGET_STEPS, FORGET),
 }
 
 

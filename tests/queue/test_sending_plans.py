@@ -39,15 +39,16 @@ ROWS = """
     UPDATE worker.job SET state = 'running', claimed_by = id WHERE id = md5('7')::uuid"""
 
 RUNNING = UUID(hashlib.md5(b"7", usedforsecurity=False).hexdigest())
+FORGET: dict[str, Any] = {"after": None, "portion": 2000, "keep": 14}
 KEYS = {"actors": ["charge"], "keys": ["7"], "ids": [uuid4()], "scopes": ["queued"], "windows": [None]}
 CASES: dict[str, tuple[LiteralString, dict[str, Any]]] = {
     "find the holder": (FIND_HOLDERS, {"actors": ["charge"], "keys": ["7"]}),
     "take over": (TAKE_OVER_KEYS, {**KEYS, "holders": [uuid4()]}),
     "lock the holder": (LOCK_HOLDERS, {"ids": [uuid4()], "wake": "worker_wake"}),
-    "forget keys": (FORGET_KEYS, {}),
-    "forget tags": (FORGET_TAGS, {"keep": 14}),
-    "forget progress": (FORGET_PROGRESS, {"keep": 14}),
-    "forget steps": (FORGET_STEPS, {"keep": 14}),
+    "forget keys": (FORGET_KEYS, FORGET),
+    "forget tags": (FORGET_TAGS, FORGET),
+    "forget progress": (FORGET_PROGRESS, FORGET),
+    "forget steps": (FORGET_STEPS, FORGET),
     "write progress": (WRITE_PROGRESS, {"ids": [RUNNING], "tokens": [0], "fractions": [0.7], "notes": [None]}),
     "find a step": (FIND_STEP, {"id": RUNNING, "token": 0, "name": "one"}),
     "record a step": (RECORD_STEP, {"id": RUNNING, "token": 0, "name": "two", "value": "1"}),

@@ -6,11 +6,10 @@ from uuid import UUID
 
 import psycopg
 
-from tests.factories import column, scalar
+from tests.factories import column
 from tests.queue.conftest import SCHEMA, InsertJob
 from worker.queue.history import History
 from worker.queue.identity import uuid7
-from worker.queue.sending_statements import FORGET_AT_ONCE
 
 OLD = """
     INSERT INTO worker.job_progress (job_id, token, attempt, note, begun_at)
@@ -35,20 +34,7 @@ def test_housekeeping_forgets_the_words_of_jobs_that_the_history_has_forgotten(
     for job_id, word in ((insert_job(), "lives"), (dead, "dead"), (uuid7(), "gone")):
         say(db, job_id, word)
 
-    assert History(SCHEMA).maintain(db)
+    History(SCHEMA).maintain(db)
 
     assert column(db, "SELECT note FROM worker.job_progress ORDER BY note") == ["dead", "lives"]
     assert column(db, "SELECT name FROM worker.job_step ORDER BY name") == ["dead", "lives"]
-
-
-def test_when_there_is_more_than_one_call_forgets_the_next_comes_soon(db: psycopg.Connection) -> None:
-    """Not an hour later: what jobs leave behind in an hour may be more than that."""
-    db.execute(
-        """
-        INSERT INTO worker.job_step (job_id, name, value, attempt, args_hash, recorded_at)
-        SELECT gen_random_uuid(), 'one', '1', 1, 0, now() - interval '15 days' FROM generate_series(1, %s)""",
-        [FORGET_AT_ONCE + 1],
-    )
-
-    assert [History(SCHEMA).maintain(db) for _ in range(2)] == [False, True]
-    assert scalar(db, "SELECT count(*) FROM worker.job_step") == 0

@@ -45,8 +45,7 @@ _POLL_IN_CANCEL = 0.25
 _RECONNECT, _RECONNECT_MOST = 0.1, 0.4
 # A heartbeat that looks at all that runs, and takes so long, comes near to its timeout.
 _TOO_LONG = 1.0
-_HOUSEKEEPING = 3600.0
-# After one that failed: without a partition for today no job can be recorded as done.
+# After housekeeping that failed: without a partition for today no job can be recorded as done.
 _HOUSEKEEPING_AGAIN = 10.0
 # A lane that another worker was just opening is looked at again after this ...
 _ADMIT_AGAIN = 0.02
@@ -358,8 +357,7 @@ class Dispatcher:
         if (now := clock.monotonic()) >= self._keep_house_at:
             # Before working, so that an error cannot keep us from everything else.
             self._keep_house_at = now + _HOUSEKEEPING_AGAIN
-            if self._history.maintain(conn):
-                self._keep_house_at = now + _HOUSEKEEPING
+            self._keep_house_at = now + self._history.maintain(conn)
 
     def _sweep_lanes(self, conn: psycopg.Connection[Any]) -> None:
         limited = bool(self._flow.limited_queues)

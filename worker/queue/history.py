@@ -21,12 +21,14 @@ from worker.queue.history_statements import (
     LOCK_HISTORY,
     UNLOCK_HISTORY,
 )
+from worker.queue.leftovers import Leftovers
 from worker.queue.schema import Schema
-from worker.queue.sending_statements import FORGET_AT_ONCE, FORGET_BY_AGE, FORGET_KEYS
 
 logger = log.get_logger(__name__)
 
 _DAYS_AHEAD = 7
+# Seconds to the next call: as a rule, after one that was kept from its work, and when there is more of it.
+_EVERY, _AGAIN, _SOON = 3600.0, 10.0, 1.0
 # The dispatcher's own: housekeeping must not keep it from its heartbeat.
 _LOCK_TIMEOUT = "SET lock_timeout = '250ms'"
 _PREFIX = "job_history_"
@@ -43,19 +45,20 @@ class History:
     def __init__(self, schema: Schema, *, keep: int | None = 14) -> None:
         self._schema = schema
         self._keep = keep
+        self._leftovers = None if keep is None else Leftovers(schema, keep)
 
-    def maintain(self, conn: psycopg.Connection[Any], today: date | None = None) -> bool:
+    def maintain(self, conn: psycopg.Connection[Any], today: date | None = None) -> float:
         """
         Make the partitions of *today* and the week ahead, drop those that are too old; a second call does nothing.
 
-        One worker at a time keeps house, and waits at most 250 ms for any lock. *conn* must be in autocommit.
+        And forget some of what jobs that are gone have left behind. One worker at a time keeps house, and waits at most
+        250 ms for any lock. *conn* must be in autocommit.
 
         Args:
             today: In UTC; by the database's clock when None, because by that the rows are dated.
 
         Returns:
-            False when somebody's lock was in the way, or there was more than fits into one call: what is left is the
-            next call's.
+            Seconds until the next call is due: few when a lock or a timeout was in the way, or there is more to forget.
 
         Raises:
             SchemaError: The role does not own the tables.
@@ -66,12 +69,13 @@ class History:
         try:
             conn.execute(LOCK_HISTORY, turn)
             try:
-                is_done = self._maintain(conn, today or self._today(conn))
+                seconds = self._maintain(conn, today or self._today(conn))
             finally:
                 conn.execute(UNLOCK_HISTORY, turn)
-        except psycopg.errors.LockNotAvailable as exc:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as exc:
+            # No reason to leave the session: the next would only do the same, before all other work.
             logger.warning("history.delayed", reason=str(exc))
-            return False
+            return _AGAIN
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"role {conn.info.user!r} cannot keep house in schema {self._schema.name!r}"
@@ -79,22 +83,19 @@ class History:
             ) from exc
         finally:
             conn.execute("SELECT set_config('lock_timeout', %s, false)", [before])
-        return is_done
+        return seconds
 
-    def _maintain(self, conn: psycopg.Connection[Any], today: date) -> bool:
+    def _maintain(self, conn: psycopg.Connection[Any], today: date) -> float:
         present = self._present(conn)
         for ahead in range(_DAYS_AHEAD + 1):
             if (day := today + timedelta(days=ahead)) not in present:
                 self._create(conn, day)
-        if self._keep is None:
-            return True
+        if self._keep is None or self._leftovers is None:
+            return _EVERY
         for day, state in present.items():
             if day < today - timedelta(days=self._keep):
                 self._drop(conn, day, state)
-        keep = {"keep": self._keep}
-        forgotten = [conn.execute(self._schema.render(FORGET_KEYS).encode()).rowcount]
-        forgotten += [conn.execute(self._schema.render(forget).encode(), keep).rowcount for forget in FORGET_BY_AGE]
-        return max(forgotten) < FORGET_AT_ONCE
+        return _EVERY if self._leftovers.forget(conn) else _SOON
 
     def _today(self, conn: psycopg.Connection[Any]) -> date:
         [(today,)] = conn.execute(GET_TODAY).fetchall()

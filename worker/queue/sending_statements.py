@@ -106,58 +106,96 @@ INSERT_TAGS: LiteralString = """
     FROM unnest(%(tags)s::text[], %(tagged)s::uuid[]) AS t(tag, id)
     ON CONFLICT ON CONSTRAINT job_tag_once DO NOTHING"""
 
-# Housekeeping. Some thousands at a time, because the dispatcher has other things to do. Only keys that nobody has taken
-# for an hour: one that is just being taken over is younger, and so is left alone although its new job is not seen yet.
-# OFFSET 0, or else they are planned as a join with all jobs that there are.
+# Housekeeping: what jobs have left behind, in the order of its age from *after* on, a portion at a time, because the
+# dispatcher has other things to do. A portion is of rows looked at: behind millions that are still needed there may be
+# one that is not. Told are where it ended and of how many rows it was, fewer than asked for at the end. With ties,
+# because the next one begins behind that instant. OFFSET 0, or else jobs are planned as a join with all that there are.
+
+# job_key_by_age, job_pkey. Only keys that nobody has taken for an hour: one that is just being taken over is younger,
+# and so is left alone although its new job is not seen yet.
 FORGET_KEYS: LiteralString = """
-    DELETE FROM {schema}.job_key AS held
-    WHERE held.taken_at < now() - interval '1 hour'
-      AND (held.actor, held.key) IN (
-        SELECT old.actor, old.key
+    WITH looked AS MATERIALIZED (
+        SELECT old.ctid AS place, old.job_id, old.expires_at, old.taken_at
         FROM {schema}.job_key AS old
-        WHERE old.taken_at < now() - interval '1 hour'
-          AND (old.expires_at IS NULL OR old.expires_at < now())
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
+        WHERE old.taken_at > coalesce(%(after)s::timestamptz, '-infinity')
+          AND old.taken_at < now() - interval '1 hour'
         ORDER BY old.taken_at
-        LIMIT 5000
-      )"""
+        FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
+    ),
+    forgotten AS (
+        DELETE FROM {schema}.job_key AS held
+        WHERE held.taken_at < now() - interval '1 hour'
+          AND held.ctid = ANY(ARRAY(
+            SELECT looked.place
+            FROM looked
+            WHERE (looked.expires_at IS NULL OR looked.expires_at < now())
+              AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
+          ))
+    )
+    SELECT max(taken_at), count(*)
+    FROM looked"""
 
+# job_tag_by_age, job_pkey and job_dead_pkey.
 FORGET_TAGS: LiteralString = """
-    DELETE FROM {schema}.job_tag AS tag
-    WHERE (tag.tag, tag.job_id) IN (
-        SELECT old.tag, old.job_id
+    WITH looked AS MATERIALIZED (
+        SELECT old.ctid AS place, old.job_id, old.tagged_at
         FROM {schema}.job_tag AS old
-        WHERE old.tagged_at < now() - %(keep)s * interval '1 day'
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
-          AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
+        WHERE old.tagged_at > coalesce(%(after)s::timestamptz, '-infinity')
+          AND old.tagged_at < now() - %(keep)s * interval '1 day'
         ORDER BY old.tagged_at
-        LIMIT 5000
-    )"""
+        FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
+    ),
+    forgotten AS (
+        DELETE FROM {schema}.job_tag AS tag
+        WHERE tag.ctid = ANY(ARRAY(
+            SELECT looked.place
+            FROM looked
+            WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
+              AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = looked.job_id OFFSET 0)
+        ))
+    )
+    SELECT max(tagged_at), count(*)
+    FROM looked"""
 
-# The same for what jobs have said and done while they ran.
+# job_progress_by_age; job_step_by_age. The same for what jobs have said and done while they ran.
 FORGET_PROGRESS: LiteralString = """
-    DELETE FROM {schema}.job_progress AS progress
-    WHERE progress.job_id IN (
-        SELECT old.job_id
+    WITH looked AS MATERIALIZED (
+        SELECT old.ctid AS place, old.job_id, old.begun_at
         FROM {schema}.job_progress AS old
-        WHERE old.begun_at < now() - %(keep)s * interval '1 day'
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
-          AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
+        WHERE old.begun_at > coalesce(%(after)s::timestamptz, '-infinity')
+          AND old.begun_at < now() - %(keep)s * interval '1 day'
         ORDER BY old.begun_at
-        LIMIT 5000
-    )"""
+        FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
+    ),
+    forgotten AS (
+        DELETE FROM {schema}.job_progress AS progress
+        WHERE progress.ctid = ANY(ARRAY(
+            SELECT looked.place
+            FROM looked
+            WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
+              AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = looked.job_id OFFSET 0)
+        ))
+    )
+    SELECT max(begun_at), count(*)
+    FROM looked"""
 
 FORGET_STEPS: LiteralString = """
-    DELETE FROM {schema}.job_step AS step
-    WHERE (step.job_id, step.name) IN (
-        SELECT old.job_id, old.name
+    WITH looked AS MATERIALIZED (
+        SELECT old.ctid AS place, old.job_id, old.recorded_at
         FROM {schema}.job_step AS old
-        WHERE old.recorded_at < now() - %(keep)s * interval '1 day'
-          AND NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = old.job_id OFFSET 0)
-          AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = old.job_id)
+        WHERE old.recorded_at > coalesce(%(after)s::timestamptz, '-infinity')
+          AND old.recorded_at < now() - %(keep)s * interval '1 day'
         ORDER BY old.recorded_at
-        LIMIT 5000
-    )"""
-
-FORGET_BY_AGE = (FORGET_TAGS, FORGET_PROGRESS, FORGET_STEPS)
-FORGET_AT_ONCE = 5000
+        FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
+    ),
+    forgotten AS (
+        DELETE FROM {schema}.job_step AS step
+        WHERE step.ctid = ANY(ARRAY(
+            SELECT looked.place
+            FROM looked
+            WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
+              AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = looked.job_id OFFSET 0)
+        ))
+    )
+    SELECT max(recorded_at), count(*)
+    FROM looked"""
