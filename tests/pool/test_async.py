@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -12,7 +13,7 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
-from tests.factories import num_sessions, scalar
+from tests.factories import column, num_sessions, scalar
 from tests.pool.conftest import Events, OpenPool
 from tests.pool.loops import running_loop
 from tests.waiting import wait_until
@@ -265,11 +266,44 @@ def test_a_coroutine_that_gives_back_twice_does_not_give_back_the_next_ones(sing
         await single.release_async(first)
         second = await single.acquire_async()
 
-        with pytest.raises(ValueError, match="it was given back before"):
+        with pytest.raises(ValueError, match="was it given back before"):
             await single.release_async(first)
 
         assert single.num_out == 1
         await single.release_async(second)
+
+    run(main)
+
+
+def test_a_coroutine_that_goes_on_after_giving_back_does_not_meet_the_next_one(
+    single: Pool, db: psycopg.Connection
+) -> None:
+    db.execute("CREATE TABLE note (id int)")
+
+    async def main() -> None:
+        first = await single.acquire_async()
+        await single.release_async(first)
+        async with single.begin() as second:
+            with pytest.raises(psycopg.OperationalError, match="the connection was given back"):
+                await first.execute("INSERT INTO note VALUES (1)")
+            with suppress(psycopg.OperationalError):
+                await first.close()
+            await second.execute("INSERT INTO note VALUES (2)")
+
+    run(main)
+
+    assert column(db, "SELECT id FROM note") == [2]
+
+
+def test_a_connection_given_back_to_another_pool_is_refused_and_stays_out(single: Pool, open_pool: OpenPool) -> None:
+    other = open_pool(max_size=1)
+
+    async def main() -> None:
+        view = await single.acquire_async()
+        with pytest.raises(ValueError, match="it is not out of"):
+            await other.release_async(view)
+        assert single.num_out == 1
+        await single.release_async(view)
 
     run(main)
 

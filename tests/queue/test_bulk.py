@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, LiteralString
 from uuid import RFC_4122, UUID
 
 import dramatiq
@@ -90,6 +90,40 @@ def test_jobs_of_a_bulk_may_differ_in_more_than_arguments(charge: Any, db: psyco
         ("scheduled", 0, {}),
         ("available", 0, {"max_retries": 1}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("differing", "columns"),
+    [
+        ({"at": datetime(2100, 1, 1, tzinfo=UTC)}, "state"),
+        ({"priority": 3}, "priority"),
+        ({"max_retries": 1}, "options"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_jobs_of_a_bulk_may_differ_in_one_thing_alone(
+    charge: Any, db: psycopg.Connection, differing: dict[str, Any], columns: LiteralString, *, first: bool
+) -> None:
+    messages = [charge.message_with_options(args=(1,), **differing), charge.message_with_options(args=(2,))]
+
+    charge.send_many(messages if first else messages[::-1])
+
+    query: LiteralString = "SELECT {} FROM worker.job ORDER BY (args ->> 'invoice_id')::int"
+    [(one,), (other,)] = db.execute(query.format(columns).encode()).fetchall()
+    assert one != other
+
+
+def test_jobs_of_two_queues_and_actors_in_one_bulk_keep_theirs(broker: PostgresBroker, db: psycopg.Connection) -> None:
+    @job(broker=broker, name="here")
+    def here(number: int) -> None: ...
+
+    @job(broker=broker, name="there", queue="elsewhere")
+    def there(number: int) -> None: ...
+
+    broker.enqueue_many([here.message(1), there.message(2)])
+
+    query = "SELECT actor, queue FROM worker.job ORDER BY actor"
+    assert db.execute(query.encode()).fetchall() == [("here", "default"), ("there", "elsewhere")]
 
 
 def test_a_delay_counts_for_each_job_of_a_bulk(charge: Any, db: psycopg.Connection) -> None:

@@ -67,8 +67,6 @@ def test_the_same_thing_said_twice_is_no_contradiction(broker: PostgresBroker) -
         ({"throws": "ValueError"}, "job throws 'ValueError': expected an exception class, or a tuple of some"),
         ({"throws": (ValueError, 5)}, "expected an exception class, or a tuple of some"),
         ({"on_success": 5}, "job on_success 5: expected a job or its name"),
-        ({"tags": ["a"]}, "job option tags=['a']: it belongs to a send: send_with_options(tags=...)"),
-        ({"delay": 5}, "job option delay=5: it belongs to a send"),
     ],
 )
 def test_an_option_that_cannot_work_is_refused_by_name(
@@ -84,7 +82,7 @@ def test_an_option_that_cannot_work_is_refused_by_name(
     ("options", "said"),
     [
         ({"url": b"postgresql://u:s3cret@h/d"}, "PostgresBroker(url) of type bytes: expected a connection string"),
-        ({"pool": "shop"}, "PostgresBroker(pool='shop'): expected a worker.Pool, or None"),
+        ({"pool": "shop"}, "PostgresBroker(pool='shop'): expected a worker.Pool, or None, and one of psycopg_pool by"),
         ({"schema": 5}, "PostgresBroker(schema=5): expected the name of a schema, or None"),
         ({"lease": "10s"}, "PostgresBroker(lease='10s'): expected a number of seconds, more than 0"),
         ({"lease": 0}, "PostgresBroker(lease=0): expected a number of seconds, more than 0"),

@@ -74,7 +74,8 @@ def crowded(server: str) -> Iterator[psycopg.Connection]:
 def test_a_statement_uses_its_index_and_reads_only_a_few_blocks(crowded: psycopg.Connection, name: str) -> None:
     statement, parameters, index = CASES[name]
 
-    plan = explained(crowded, statement, parameters)["Plan"]
+    with crowded.transaction(force_rollback=True):
+        plan = explained(crowded, statement, parameters)["Plan"]
 
     assert index in indexes(plan)
     assert num_blocks(crowded, statement, parameters) < FEW

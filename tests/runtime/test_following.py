@@ -200,6 +200,32 @@ def test_the_callback_of_a_success_runs(worker: RunningWorker, broker: PostgresB
     wait_until(lambda: seen == [42], WAIT, "the callback")
 
 
+def test_what_a_declaration_names_by_the_job_itself_follows(
+    worker: RunningWorker, broker: PostgresBroker, db: psycopg.Connection
+) -> None:
+    seen: list[str] = []
+
+    @job(broker=broker)
+    def after(message: dict[str, Any], result: None) -> None:
+        seen.append("success")
+
+    @job(broker=broker)
+    def sorry(message: dict[str, Any], error: dict[str, Any]) -> None:
+        seen.append("failure")
+
+    @job(broker=broker, on_success=after)
+    def good() -> None: ...
+
+    @job(broker=broker, on_failure=sorry, max_retries=0)
+    def bad() -> None:
+        raise ZeroDivisionError
+
+    good.send()
+    bad.send()
+
+    wait_until(lambda: sorted(seen) == ["failure", "success"], WAIT, "both callbacks")
+
+
 def test_the_callback_of_a_failure_runs(worker: RunningWorker, broker: PostgresBroker, db: psycopg.Connection) -> None:
     seen: list[Any] = []
 

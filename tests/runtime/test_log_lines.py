@@ -23,12 +23,12 @@ BOUND = ("job_id", "actor", "queue", "attempt")
 def lines() -> Iterator[Callable[[str], list[dict[str, Any]]]]:
     """The lines of an event, as a worker writes them."""
     stream = io.StringIO()
-    before = logging.getLogger().handlers[:]
+    before, config = logging.getLogger().handlers[:], structlog.get_config()
     log.configure("json", stream=stream)
     told = lambda event: [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]  # noqa: E731
     yield told
     logging.getLogger().handlers[:] = before
-    structlog.reset_defaults()
+    structlog.configure(**config)
 
 
 def say() -> None:

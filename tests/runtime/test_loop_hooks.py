@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import dramatiq
 import psycopg
 import pytest
 from dramatiq import group
-from dramatiq.middleware import Middleware, Retries
+from dramatiq.middleware import AgeLimit, Middleware
 from dramatiq.results import Results
 from psycopg import AsyncConnection
 
@@ -79,17 +81,7 @@ def with_a_connection_given_back(broker: PostgresBroker) -> Any:
     return note
 
 
-def with_a_next(broker: PostgresBroker) -> Any:
-    @job(broker=broker)
-    def after(message: Any, result: Any) -> None: ...
-
-    @job(broker=broker, on_success="after")
-    async def note() -> None: ...
-
-    return note
-
-
-@pytest.mark.parametrize("declare", [plain, an_actor, with_a_connection_given_back, with_a_next])
+@pytest.mark.parametrize("declare", [plain, an_actor, with_a_connection_given_back])
 def test_hooks_that_wait_for_nothing_cost_no_thread(
     run: Callable[[Declare], str], where: Where, declare: Declare
 ) -> None:
@@ -113,6 +105,16 @@ def with_a_result(broker: PostgresBroker) -> Any:
     return note
 
 
+def with_a_next(broker: PostgresBroker) -> Any:
+    @job(broker=broker)
+    def after(message: Any, result: Any) -> None: ...
+
+    @job(broker=broker, on_success="after")
+    async def note() -> None: ...
+
+    return note
+
+
 def with_results_by_default(broker: PostgresBroker) -> Any:
     broker.add_middleware(Results(backend=PostgresResults(broker), store_results=True))
     return plain(broker)
@@ -124,7 +126,7 @@ def with_somebodys_middleware(broker: PostgresBroker) -> Any:
 
 
 def with_a_middleware_that_is_more_than_dramatiqs(broker: PostgresBroker) -> Any:
-    broker.add_middleware(type("Patient", (Retries,), {})())
+    broker.add_middleware(type("Patient", (AgeLimit,), {})())
     return plain(broker)
 
 
@@ -133,6 +135,7 @@ def with_a_middleware_that_is_more_than_dramatiqs(broker: PostgresBroker) -> Any
     [
         with_a_connection,
         with_a_result,
+        with_a_next,
         with_results_by_default,
         with_somebodys_middleware,
         with_a_middleware_that_is_more_than_dramatiqs,
@@ -173,6 +176,25 @@ def test_so_do_those_that_begin_and_end_a_span(
     assert run(plain) == "done"
 
     assert where == {"prepare": THREADS, "conclude": THREADS}
+
+
+def test_a_job_is_done_although_opentelemetry_is_just_being_imported(
+    run: Callable[[Declare], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread: until then the module is there, and empty."""
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)
+    runs = []
+
+    def importing(broker: PostgresBroker) -> Any:
+        @job(broker=broker)
+        async def note() -> None:
+            runs.append(1)
+            monkeypatch.setitem(sys.modules, "opentelemetry.trace", ModuleType("trace"))
+
+        return note
+
+    assert run(importing) == "done"
+    assert runs == [1]
 
 
 def with_a_transaction_at_its_end(broker: PostgresBroker) -> Any:

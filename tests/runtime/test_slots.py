@@ -222,5 +222,5 @@ def test_a_job_that_is_cut_on_the_way_to_its_body_is_given_back_at_once(
         wait_until(lambda: gate.now == 1, WAIT, "the job at its door")
         leaving_at = clock.monotonic()
 
-    assert clock.monotonic() - leaving_at < 5  # what those that were cut get to let go
+    assert clock.monotonic() - leaving_at < 5  # `drain._CUT`, after which it would be left behind
     assert column(db, "SELECT (state, attempt)::text FROM worker.job") == ["(available,0)"]

@@ -9,7 +9,7 @@ from asyncio.events import _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 from datetime import datetime
-from typing import Any, LiteralString, TypeVar, cast
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -303,11 +303,12 @@ class Lending(Supply):
         """
         if _get_running_loop() is None:
             return  # the garbage collector closes a coroutine whose loop is gone: see `Borrowed.__aexit__`
-        lent = cast("Lent", view)  # both kinds of view are
-        if lent.is_given_back:
-            raise ValueError(f"cannot take back {view}: it was given back before")
-        conn = lent.pooled
-        lent.let_go()
+        if not isinstance(view, Lent) or view.is_given_back:
+            raise ValueError(f"cannot take back {view}: it is not out of {self!r}; was it given back before?")
+        conn = view.pooled
+        if not (conn.revoked or (conn.checkout is not None and self._checkouts.holds(conn.checkout))):
+            raise ValueError(f"cannot take back {view}: it is not out of {self!r}")
+        view.let_go()
         if isinstance(view, AsyncView) and view.lock.locked():
             await to_its_end(self._release_in_use(view, conn))
             return

@@ -24,12 +24,11 @@ class Lent:
         The connection behind it; whoever holds this holds that too, until it is given back.
 
         Raises:
-            psycopg.OperationalError: It was given back, and is gone.
+            psycopg.OperationalError: It was given back: what is said on it from then on is the next one's.
         """
-        conn = self._held or self._known()
-        if conn is None:
+        if self._held is None:
             raise psycopg.OperationalError("the connection was given back")
-        return conn
+        return self._held
 
     def let_go(self) -> None:
         """It is given back: who still knows it, if only in garbage, must not keep the connection from being missed."""

@@ -61,13 +61,17 @@ class AsyncView(Lent, BeginsAlong, psycopg.AsyncConnection[Any]):
 
     async def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Whatever is said to the server passes here: the task that last used a view is the one that has it."""
-        if (checkout := self.checkout) is not None:
-            checkout.used_here()
+        self._note_use()
         try:
             return await super().wait(*args, **kwargs)
         except psycopg.OperationalError as exc:
-            self.pooled.note_break(exc)
+            if (conn := self._known()) is not None:
+                conn.note_break(exc)
             raise
+
+    def _note_use(self) -> None:
+        if (checkout := self.checkout) is not None:
+            checkout.used_here()
 
     async def set_autocommit(self, value: bool) -> None:
         """As that of the connection behind it."""
@@ -78,7 +82,9 @@ class AsyncView(Lent, BeginsAlong, psycopg.AsyncConnection[Any]):
 
     async def commit(self) -> None:
         """As that of the connection behind it."""
-        if not self.is_untouched:
+        if self.is_untouched:
+            self._note_use()
+        else:
             await super().commit()
 
     def _get_tx_start_command(self) -> bytes:
@@ -104,9 +110,10 @@ class AsyncView(Lent, BeginsAlong, psycopg.AsyncConnection[Any]):
         memory must not be freed under it, and the next one's statement must not be mixed with its own.
         """
         deadline = clock.monotonic() + _LEAVE
-        while self.lock.locked() and not self.pooled.closed:
+        conn = self._known()
+        while self.lock.locked() and conn is not None and not conn.closed:
             if clock.monotonic() > deadline:
-                await asyncio.to_thread(self.pooled.revoke, by_coroutine=True)
+                await asyncio.to_thread(conn.revoke, by_coroutine=True)
                 return
             with suppress(psycopg.Error):
                 await self.cancel_safe(timeout=_CANCEL_TIMEOUT)
@@ -116,6 +123,8 @@ class AsyncView(Lent, BeginsAlong, psycopg.AsyncConnection[Any]):
 
     async def close(self) -> None:
         """Close the connection behind it, whose seat is free when the server has ended the session."""
+        if self.is_given_back:
+            return  # that is the next one's to close
         await self.end_statements()
         self._closed = True
         await asyncio.to_thread(self.pooled.close)

@@ -18,7 +18,7 @@ from worker.pool import Pool
 from worker.queue import keys
 from worker.queue.binding import AnyConnection, bind, check_connection
 from worker.queue.context import Context
-from worker.queue.declaration import by_dramatiqs_names, check_kinds, check_values
+from worker.queue.declaration import by_dramatiqs_names, check_kinds, check_values, with_names
 from worker.queue.delivery import current
 from worker.queue.identity import uuid7, uuid7s
 from worker.queue.limit import Limit
@@ -394,6 +394,6 @@ def job(
         queue_name=queue,
         priority=priority,
         time_limit=float("inf") if timeout is None else timeout * 1000,
-        **options,
+        **with_names(options),
     )
     return decorator if fn is None else decorator(fn)

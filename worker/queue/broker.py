@@ -463,9 +463,14 @@ def _check(url: object, pool: object, schema: object, lease: object, max_args: o
     if not isinstance(url, str | None):  # which may hold a password, whatever it is
         raise ConfigError(f"PostgresBroker(url) of type {type(url).__name__}: expected a connection string, or None")
     wrong = [
-        ("pool", pool, isinstance(pool, Pool | None), "a worker.Pool, or None"),
+        ("pool", pool, isinstance(pool, Pool | None), "a worker.Pool, or None, and one of psycopg_pool by bind_pool()"),
         ("schema", schema, isinstance(schema, str | None), "the name of a schema, or None"),
-        ("lease", lease, isinstance(lease, int | float) and lease > 0, "a number of seconds, more than 0"),
+        (
+            "lease",
+            lease,
+            isinstance(lease, int | float) and 0 < lease < float("inf"),
+            "a number of seconds, more than 0",
+        ),
         ("max_args", max_args, max_args is None or (isinstance(max_args, int) and max_args > 0), "a number of bytes"),
     ]
     for name, value, is_right, expected in wrong:

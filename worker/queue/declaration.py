@@ -11,10 +11,11 @@ from dramatiq import Actor
 from worker.errors import ConfigError
 from worker.queue.limit import Limit
 from worker.queue.rate import Rate
-from worker.queue.send_options import MAX_PRIORITY, OF_SENDS
+from worker.queue.send_options import MAX_PRIORITY
 
 # As Dramatiq has it.
 _QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
+_FOLLOWERS = ("on_success", "on_failure", "on_retry_exhausted")
 
 
 def check_values(name: str | None, queue: str, priority: int, timeout: float | None) -> None:
@@ -45,12 +46,18 @@ def check_kinds(options: Mapping[str, Any]) -> None:
         ConfigError: Says which and what was expected.
     """
     for option, value in options.items():
-        if option in OF_SENDS:
-            raise ConfigError(f"job option {option}={value!r}: it belongs to a send: send_with_options({option}=...)")
         if option in _KINDS and value is not None:
             is_right, expected = _KINDS[option]
             if not is_right(value):
                 raise ConfigError(f"job {option} {value!r}: expected {expected}")
+
+
+def with_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """*options* with the names of the actors in them, by which Dramatiq looks for these when a job has ended."""
+    return {
+        option: value.actor_name if option in _FOLLOWERS and isinstance(value, Actor) else value
+        for option, value in options.items()
+    }
 
 
 def by_dramatiqs_names(
@@ -98,8 +105,11 @@ def _are_renamings(value: Any) -> bool:
 
 
 def _are_errors(value: Any) -> bool:
-    kinds = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+    try:
+        isinstance(Exception(), value)  # as Dramatiq asks when a job has failed
+    except TypeError:
+        return False
+    return True
 
 
 def _is_actor(value: Any) -> bool:
@@ -119,7 +129,5 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "store_results": (_is_flag, "True or False"),
     "retry_when": (callable, "a function of the number of retries and the exception"),
     "throws": (_are_errors, "an exception class, or a tuple of some"),
-    "on_success": (_is_actor, "a job or its name"),
-    "on_failure": (_is_actor, "a job or its name"),
-    "on_retry_exhausted": (_is_actor, "a job or its name"),
+    **dict.fromkeys(_FOLLOWERS, (_is_actor, "a job or its name")),
 }

@@ -20,6 +20,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from worker import log, tracing
 from worker.errors import LeaseLost
 from worker.pool import Connection, Pool
+from worker.pool.lent import Lent
 from worker.queue.claim import Claim
 from worker.queue.context import Abilities, Context
 from worker.queue.job_transaction import JobTransaction
@@ -155,6 +156,12 @@ class Delivery(MessageProxy):
             assert self.conn is not None  # noqa: S101  # asked for by a run that has one
             self._view = self.pool.view(self.conn)
         return self._view
+
+    def leave_view(self) -> None:
+        """Its connection goes back: a task that the job has left behind must not go on with it."""
+        view, self._view = self._view, None
+        if isinstance(view, Lent):
+            view.let_go()
 
     @property
     def mark(self) -> str:

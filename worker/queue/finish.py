@@ -71,6 +71,7 @@ def _take(delivery: Delivery) -> Connection:
 def _give_back(delivery: Delivery) -> None:
     conn, transaction = delivery.conn, delivery.transaction
     delivery.conn = delivery.transaction = None
+    delivery.leave_view()
     try:
         if transaction is not None:
             transaction.roll_back()
@@ -104,11 +105,10 @@ class Finish:
                 self._delivery.transaction.roll_back()
 
     async def __aenter__(self) -> psycopg.AsyncConnection[Any]:
-        conn = await in_thread(lambda: begin(self._delivery, self._schema, binding=False))
+        await in_thread(lambda: begin(self._delivery, self._schema, binding=False))
         # A coroutine's sends are written by the settlement, in the same transaction.
         self._delivery.collecting = True
-        view: psycopg.AsyncConnection[Any] = self._delivery.pool.view(conn)  # type: ignore[arg-type]  # the pool's own
-        return view
+        return self._delivery.view
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -18,9 +18,7 @@ _MAX_TAGS = 20
 
 # Become columns of the job's row or rows beside it, instead of options that a run is told.
 OF_THE_ROW = ("eta", "priority", "tags", "unique")
-# Each send's own, which no declaration can have.
-OF_SENDS = ("args", "kwargs", "delay", "at", "tags", "connection")
-_OURS = (*OF_SENDS, "priority", "unique", "timeout")
+_OURS = ("args", "kwargs", "delay", "at", "priority", "tags", "unique", "connection", "timeout")
 _NUMBERS = {"max_retries", "min_backoff", "max_backoff", "max_age", "time_limit", "result_ttl"}
 # What Dramatiq's parts tell each other, and a schedule its jobs.
 _OF_MESSAGES = (

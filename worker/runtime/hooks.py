@@ -28,11 +28,12 @@ logger = log.get_logger(__name__)
 
 # The watchdog does their work: it also reaches the database, and never interrupts a hook.
 _SUPERSEDED = (TimeLimit, ShutdownNotifications)
-# By themselves none of these waits, neither for a database nor for anything else ...
-_QUICK = frozenset({AgeLimit, Callbacks, Pipelines, Retries, Transaction, *_SUPERSEDED})
-# ... and these only in a run that has one of the options. A class made of any of them is not meant.
-_ASKED = frozenset({Results, GroupCallbacks, PostgresGroups})
-_ASKS = ("store_results", "group_completion_uuid")
+# None of these waits for anything, or runs code of others. A class made of one of them is not meant.
+_QUICK = frozenset({AgeLimit, Retries, Transaction, *_SUPERSEDED})
+# Nor does one of these in a run that has none of the options behind them: they store what came of it, or send what
+# follows from it.
+_ASKED = frozenset({Callbacks, GroupCallbacks, Pipelines, PostgresGroups, Results})
+_ASKS = ("store_results", "group_completion_uuid", "on_success", "pipe_target")
 
 
 class Hooks:

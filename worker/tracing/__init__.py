@@ -35,7 +35,11 @@ WithContext = Callable[[M, dict[str, str]], M]
 def is_on() -> bool:
     """Whether the application has set a provider of traces: to do so, it has imported OpenTelemetry."""
     trace = sys.modules.get("opentelemetry.trace")
-    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    try:
+        return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    except Exception:
+        # Another thread is just importing it, or the provider that its environment names cannot be had.
+        return False
 
 
 def sending(messages: Sequence[M], with_context: WithContext[M], *, batch: bool) -> AbstractContextManager[Sequence[M]]:
