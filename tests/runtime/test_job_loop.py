@@ -13,7 +13,8 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from tests.running import WAIT, RunningWorker, outcome
+from tests.factories import column
+from tests.running import WAIT, RunningWorker, outcome, running_worker
 from tests.waiting import wait_until
 from worker import PostgresBroker, clock, job
 from worker.queue.claim import Claim
@@ -217,3 +218,36 @@ def test_the_job_that_keeps_it_is_named(
     assert event["busy_for"] >= 1.0
     assert "in keep\n" in event["stack"]
     assert outcome(db, message) == "done"
+
+
+def test_a_task_that_a_job_left_behind_does_not_write_in_the_next_jobs_transaction(
+    broker: PostgresBroker, database: str, db: psycopg.Connection, note: None
+) -> None:
+    gave_back, tried = threading.Event(), threading.Event()
+    refused: list[Exception] = []
+
+    @job(broker=broker)
+    async def careless(conn: psycopg.AsyncConnection) -> None:
+        async def go_on() -> None:
+            await asyncio.to_thread(gave_back.wait, WAIT)
+            try:
+                await conn.execute("INSERT INTO note VALUES ('careless')")
+            except psycopg.OperationalError as exc:
+                refused.append(exc)
+            tried.set()
+
+        left.append(asyncio.ensure_future(go_on()))
+
+    @job(broker=broker)
+    async def careful(conn: psycopg.AsyncConnection) -> None:
+        await conn.execute("INSERT INTO note VALUES ('careful')")
+        gave_back.set()
+        await asyncio.to_thread(tried.wait, WAIT)
+
+    left: list[asyncio.Future[None]] = []
+    with running_worker(broker, database, pool_size=2):
+        outcome(db, careless.send())
+        outcome(db, careful.send())
+
+    assert column(db, "SELECT * FROM note") == ["careful"]
+    assert [str(each) for each in refused] == ["the connection was given back"]

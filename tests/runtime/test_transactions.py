@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -13,7 +12,7 @@ from psycopg import AsyncConnection, Connection
 from structlog.testing import capture_logs
 
 from tests.factories import backend_pid, column, scalar, terminate
-from tests.running import WAIT, RunningWorker, attempts, error, outcome, row_id, running_worker, waiting_row
+from tests.running import WAIT, RunningWorker, attempts, error, outcome, row_id, waiting_row
 from tests.waiting import wait_until
 from worker import ArgumentError, Context, Pool, PostgresBroker, job
 from worker.queue import job_transaction
@@ -614,36 +613,3 @@ def test_a_failed_async_job_sends_nothing_with_its_retry(broker: PostgresBroker,
     waiting_row(db, stumble.send(), "scheduled")
 
     assert column(db, "SELECT actor FROM worker.job") == ["stumble"]
-
-
-def test_a_task_that_a_job_left_behind_does_not_write_in_the_next_jobs_transaction(
-    broker: PostgresBroker, database: str, db: psycopg.Connection, note: None
-) -> None:
-    gave_back, tried = threading.Event(), threading.Event()
-    refused: list[Exception] = []
-
-    @job(broker=broker)
-    async def careless(conn: AsyncConnection) -> None:
-        async def go_on() -> None:
-            await asyncio.to_thread(gave_back.wait, WAIT)
-            try:
-                await conn.execute("INSERT INTO note VALUES ('careless')")
-            except psycopg.OperationalError as exc:
-                refused.append(exc)
-            tried.set()
-
-        left.append(asyncio.ensure_future(go_on()))
-
-    @job(broker=broker)
-    async def careful(conn: AsyncConnection) -> None:
-        await conn.execute("INSERT INTO note VALUES ('careful')")
-        gave_back.set()
-        await asyncio.to_thread(tried.wait, WAIT)
-
-    left: list[asyncio.Future[None]] = []
-    with running_worker(broker, database, pool_size=2):
-        outcome(db, careless.send())
-        outcome(db, careful.send())
-
-    assert column(db, "SELECT * FROM note") == ["careful"]
-    assert [str(each) for each in refused] == ["the connection was given back"]
