@@ -82,7 +82,9 @@ def running(message: Traceable, *, queue: str, attempt: int, worker: str | None 
 def ids() -> dict[str, str]:
     """What a line of the log says of the current span; nothing unless that is being recorded."""
     trace = sys.modules.get("opentelemetry.trace")
-    if trace is None or not (span := trace.get_current_span()).is_recording():
+    # None as well while another thread is just importing it.
+    current_span = getattr(trace, "get_current_span", None)
+    if trace is None or current_span is None or not (span := current_span()).is_recording():
         return {}
     said = span.get_span_context()
     return {"trace_id": trace.format_trace_id(said.trace_id), "span_id": trace.format_span_id(said.span_id)}
