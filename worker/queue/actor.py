@@ -238,7 +238,7 @@ class Job(Actor[P, R]):
 
     def _message_of(self, row: Any, prepared: dict[str, Any], ids: Iterator[UUID]) -> Message[Any]:
         # What most rows are first. The options are each message's own, because hooks may add to them.
-        if type(row) is tuple or isinstance(row, (tuple, list)):
+        if isinstance(row, (tuple, list)):
             return Sent.fresh(self.queue_name, self.actor_name, tuple(row), {}, {**prepared}, next(ids))
         if isinstance(row, Message):
             if row.actor_name != self.actor_name:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dramatiq import Actor
 
 from worker.errors import ConfigError
+from worker.queue.keys import are_words
 from worker.queue.limit import Limit
 from worker.queue.rate import Rate
 from worker.queue.send_options import MAX_PRIORITY
@@ -96,10 +97,6 @@ def _either(ours: str, value: Any, default: Any, dramatiqs: str, given: Any) -> 
     return given
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, str) and all(isinstance(one, str) for one in value)
-
-
 def _are_renamings(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
 
@@ -124,7 +121,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "limit": (lambda value: isinstance(value, Limit), "a worker.Limit, such as Limit(5)"),
     "rate": (lambda value: isinstance(value, Rate), "a worker.Rate, such as Rate(10, per=60)"),
     "aliases": (_are_renamings, "names by names, as {'old': 'new'}"),
-    "former_names": (_are_names, "a list of names, as ['old']"),
+    "former_names": (are_words, "a list of names, as ['old']"),
     "transaction": (_is_flag, "True, or False for a connection that commits each statement"),
     "store_results": (_is_flag, "True or False"),
     "retry_when": (callable, "a function of the number of retries and the exception"),

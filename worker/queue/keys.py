@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import msgspec
 
@@ -32,6 +32,11 @@ def names(by: str | Sequence[str]) -> tuple[str, ...]:
     return (by,) if isinstance(by, str) else tuple(by)
 
 
+def are_words(value: object) -> TypeGuard[Collection[str]]:
+    """Whether *value* is a list of names, or the like; a text is none, although it has letters."""
+    return isinstance(value, Collection) and not isinstance(value, str) and all(isinstance(one, str) for one in value)
+
+
 def check_words(what: str, by: object, name: object) -> None:
     """
     Refuse what cannot be the names of arguments, or the name of *what* is counted.
@@ -40,7 +45,7 @@ def check_words(what: str, by: object, name: object) -> None:
         ConfigError: Says which.
     """
     words = [by] if isinstance(by, str) else by
-    if not isinstance(words, Collection) or not all(isinstance(word, str) and word for word in words):
+    if not are_words(words) or not all(words):
         raise ConfigError(f"{what} by {by!r}: expected the name of an argument, or a list of names")
     if name is not None and not (isinstance(name, str) and name):
         raise ConfigError(f"{what} name {name!r}: expected text")

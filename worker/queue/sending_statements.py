@@ -135,67 +135,27 @@ FORGET_KEYS: LiteralString = """
     SELECT max(taken_at), count(*)
     FROM looked"""
 
-# job_tag_by_age, job_pkey and job_dead_pkey.
-FORGET_TAGS: LiteralString = """
+# The index on the age, job_pkey and job_dead_pkey. What is kept for as long as the history.
+_FORGET_BY_AGE: LiteralString = """
     WITH looked AS MATERIALIZED (
-        SELECT old.ctid AS place, old.job_id, old.tagged_at
-        FROM {schema}.job_tag AS old
-        WHERE old.tagged_at > coalesce(%(after)s::timestamptz, '-infinity')
-          AND old.tagged_at < now() - %(keep)s * interval '1 day'
-        ORDER BY old.tagged_at
+        SELECT old.ctid AS place, old.job_id, old.{age}
+        FROM {schema}.{leftover} AS old
+        WHERE old.{age} > coalesce(%(after)s::timestamptz, '-infinity')
+          AND old.{age} < now() - %(keep)s * interval '1 day'
+        ORDER BY old.{age}
         FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
     ),
     forgotten AS (
-        DELETE FROM {schema}.job_tag AS tag
-        WHERE tag.ctid = ANY(ARRAY(
+        DELETE FROM {schema}.{leftover} AS gone
+        WHERE gone.ctid = ANY(ARRAY(
             SELECT looked.place
             FROM looked
             WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
               AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = looked.job_id OFFSET 0)
         ))
     )
-    SELECT max(tagged_at), count(*)
+    SELECT max({age}), count(*)
     FROM looked"""
-
-# job_progress_by_age; job_step_by_age. The same for what jobs have said and done while they ran.
-FORGET_PROGRESS: LiteralString = """
-    WITH looked AS MATERIALIZED (
-        SELECT old.ctid AS place, old.job_id, old.begun_at
-        FROM {schema}.job_progress AS old
-        WHERE old.begun_at > coalesce(%(after)s::timestamptz, '-infinity')
-          AND old.begun_at < now() - %(keep)s * interval '1 day'
-        ORDER BY old.begun_at
-        FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
-    ),
-    forgotten AS (
-        DELETE FROM {schema}.job_progress AS progress
-        WHERE progress.ctid = ANY(ARRAY(
-            SELECT looked.place
-            FROM looked
-            WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
-              AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = looked.job_id OFFSET 0)
-        ))
-    )
-    SELECT max(begun_at), count(*)
-    FROM looked"""
-
-FORGET_STEPS: LiteralString = """
-    WITH looked AS MATERIALIZED (
-        SELECT old.ctid AS place, old.job_id, old.recorded_at
-        FROM {schema}.job_step AS old
-        WHERE old.recorded_at > coalesce(%(after)s::timestamptz, '-infinity')
-          AND old.recorded_at < now() - %(keep)s * interval '1 day'
-        ORDER BY old.recorded_at
-        FETCH FIRST (%(portion)s::bigint) ROWS WITH TIES
-    ),
-    forgotten AS (
-        DELETE FROM {schema}.job_step AS step
-        WHERE step.ctid = ANY(ARRAY(
-            SELECT looked.place
-            FROM looked
-            WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE job.id = looked.job_id OFFSET 0)
-              AND NOT EXISTS (SELECT FROM {schema}.job_dead WHERE job_dead.id = looked.job_id OFFSET 0)
-        ))
-    )
-    SELECT max(recorded_at), count(*)
-    FROM looked"""
+FORGET_TAGS = _FORGET_BY_AGE.replace("{leftover}", "job_tag").replace("{age}", "tagged_at")
+FORGET_PROGRESS = _FORGET_BY_AGE.replace("{leftover}", "job_progress").replace("{age}", "begun_at")
+FORGET_STEPS = _FORGET_BY_AGE.replace("{leftover}", "job_step").replace("{age}", "recorded_at")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from worker.errors import ArgumentError
+from worker.queue.keys import are_words
 
 Scope = Literal["queued", "running"] | timedelta
 Conflict = Literal["skip", "replace", "debounce"]
@@ -50,12 +51,7 @@ class Unique:
             _check_key(self.key)
         if self.key is not None and self.by is not None:
             raise ArgumentError(f"unique key {self.key!r}: give a key, or by={self.by!r}, not both")
-        words: Any = () if self.by is None else self.by
-        if (
-            isinstance(words, str)
-            or not isinstance(words, Collection)
-            or not all(isinstance(one, str) for one in words)
-        ):
+        if self.by is not None and not are_words(self.by):
             raise ArgumentError(f"unique by={self.by!r}: expected a list of names of arguments")
         if isinstance(self.scope, timedelta):
             if self.scope <= timedelta(0):
